@@ -1,0 +1,96 @@
+"""Anny (Apache-2.0 code, CC0 data), the body that ships with the package.
+
+Source: Bregier et al., "Human Mesh Modeling for Anny Body", 2025; PyPI package `anny`.
+"""
+
+import functools
+import warnings
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vqhps.body.joints import anny_joint_regressors
+
+Mesh = Literal["full", "coarse", "base"]
+
+# Anny is x to the subject's left, y to the back, z up.
+_TO_BODY_AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+
+
+class AnnyBody:
+    """Anny on the CMU-named rig of 31 bones, in float32, behind the `BodyModel` protocol.
+
+    Build it with `anny_body`, which keeps one per mesh: the first build on a machine takes up to a minute, later ones
+    some seconds (anny keeps its own disk cache).
+
+    Args:
+        mesh: `full`, the registered mesh of 13,718 vertices; `coarse`, the same bodies on 1,229 vertices; `base`,
+            MakeHuman's mesh of 19,158 vertices with the helpers that garments are fitted to.
+    """
+
+    def __init__(self, mesh: Mesh = "full") -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import anny
+            from anny.models.model_data import TopologyConfig
+
+            base = TopologyConfig(base_mesh="makehuman", remove_unattached_vertices=False)
+            topology = {"full": "anny", "coarse": "notoes_collapse10pc", "base": base}[mesh]
+            self.model = anny.Anny(rig="cmu_mb", topology=topology, pose_parameterization="local-ref").float()
+        self.name = f"anny-{mesh}"
+        self.faces = self.model.get_triangular_faces().numpy().astype(np.int64)
+        self.bone_names = tuple(self.model.bone_labels)
+        self.bone_parents = tuple(int(p) for p in self.model.bone_parents)
+        self.shape_names = tuple(self.model.phenotype_labels)
+        rest = self.rest(torch.full((1, len(self.shape_names)), 0.5))
+        self.template = rest[0][0].numpy()
+        self.rest_joints = rest[1][0].numpy()
+
+    @functools.cached_property
+    def joint_regressors(self) -> dict[str, Float[np.ndarray, "J V"]]:
+        """Named linear maps from vertices to joints: `coco17` and `h36m17`."""
+        return anny_joint_regressors(self)
+
+    @torch.no_grad()
+    def forward(self, pose: Float[Tensor, "B K 3 3"], shape: Float[Tensor, "B S"]) -> Float[Tensor, "B V 3"]:
+        """See `BodyModel.forward`."""
+        transforms = torch.eye(4).expand(*pose.shape[:2], 4, 4).clone()
+        transforms[..., :3, :3] = _TO_BODY_AXES.T @ pose @ _TO_BODY_AXES
+        return self.model(transforms, shape)["vertices"] @ _TO_BODY_AXES.T
+
+    @torch.no_grad()
+    def rest(self, shape: Float[Tensor, "B S"]) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"]]:
+        """Vertices and bone heads in the rest pose, metres in body axes."""
+        model = self.model
+        none = torch.zeros(1, 0)
+        rest = model.get_rest_model(model._get_phenotype_blendshape_coefficients(shape, none, none))
+        heads = rest["rest_bone_heads"]
+        return (rest["rest_vertices"] - heads[:, :1]) @ _TO_BODY_AXES.T, (heads - heads[:, :1]) @ _TO_BODY_AXES.T
+
+    def sample_shape(
+        self, count: int, rng: np.random.Generator, children: bool = False
+    ) -> Float[np.ndarray, "count S"]:
+        """Phenotypes after Anny's own distribution, which is calibrated on WHO statistics.
+
+        Args:
+            count: number of bodies.
+            rng: source of all randomness.
+            children: draw ages from birth to 90 years instead of from 18 to 80.
+        """
+        from anny.shape_distribution import SimpleShapeDistribution
+
+        low, high = (0.0, 90.0) if children else (18.0, 80.0)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.integers(2**31)))
+            ages = torch.distributions.Uniform(torch.tensor(low), torch.tensor(high))
+            sampled = SimpleShapeDistribution(self.model, morphological_age_distribution=ages).sample(count)[1]
+        return np.stack([sampled[name].numpy() for name in self.shape_names], 1).astype(np.float32).clip(0, 1)
+
+
+@functools.cache
+def anny_body(mesh: Mesh = "full") -> AnnyBody:
+    """The Anny body on a mesh, built once a process."""
+    return AnnyBody(mesh)

@@ -1,0 +1,256 @@
+"""Draw a scene, render the crop around its main person, and give the labels."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.spatial.transform import Rotation
+from vqhps.data.mocap import PoseBank, load_poses
+
+from vqhps.body.anny import anny_body
+from vqhps.data.synthetic.camera import Camera, bounds, draw_camera, place_person
+from vqhps.data.synthetic.character import Character, Mesh, draw_outfit
+from vqhps.data.synthetic.light import Panorama, load_panoramas
+from vqhps.data.synthetic.occluder import draw_objects
+from vqhps.data.synthetic.renderer import Lighting, Renderer, render
+from vqhps.data.synthetic.split import Split
+from vqhps.data.synthetic.wardrobe import Wardrobe, load_wardrobe, rest_bodies
+
+MARGIN = 1.5  # side of the stored square over the long side of the box: 1.25 of a training crop, and room to augment
+_TRUNCATED = 0.27
+_EXTRA_PEOPLE = (0.6, 0.25, 0.1, 0.05)
+_MIN_JOINTS, _FEW_JOINTS = 6, 3
+_JOINT_DEPTH = 0.12  # metres that a joint may lie below the surface
+_ATTEMPTS = 200
+_SEEN_SHARE = 0.25
+_SHAPES = 20000
+_SHAPE_SEED = {"train": 1, "test": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """Everything that scenes of one split are made of."""
+
+    wardrobe: Wardrobe
+    panoramas: list[Panorama]
+    poses: PoseBank
+    shapes: Float[np.ndarray, "N S"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """An image (S,S,3) uint8 with its labels; `labels` is what a shard's npz holds, see `prepare`."""
+
+    image: np.ndarray
+    labels: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Person:
+    mesh: Mesh
+    pose: Float[np.ndarray, "K 3 3"]
+    shape: Float[np.ndarray, "S"]
+    rotation: Float[np.ndarray, "3 3"]
+    translation: Float[np.ndarray, "3"]
+    source: str
+    names: tuple[str, ...]
+
+
+def load_assets(data_root: Path, split: Split) -> Assets:
+    """Read wardrobe, panoramas and poses of a split.
+
+    Raises:
+        VqhpsError: something is missing in `data_root`.
+    """
+    shapes = anny_body("base").sample_shape(_SHAPES, np.random.default_rng(_SHAPE_SEED[split]))
+    wardrobe, panoramas = load_wardrobe(data_root, split), load_panoramas(data_root, split)
+    return Assets(wardrobe, panoramas, load_poses(data_root, split), shapes)
+
+
+def render_sample(assets: Assets, seed: int, index: int, size: int = 256) -> Rendered:
+    """Draw and render one sample; the result depends on the arguments only.
+
+    Args:
+        assets: of a split.
+        seed: of the dataset.
+        index: of the sample.
+        size: side of the stored image, px.
+    """
+    rng = np.random.default_rng([seed, index])
+    camera, people = _draw_setting(assets, rng)
+    joints = _joints(people[0])
+    box, crop = _box(people[0].mesh, camera)
+    in_frame = camera.inside(camera.project(joints))
+    rays = _crop_rays(camera, crop, size)
+    objects = draw_objects(people[0].mesh, joints[9:11], assets.panoramas, rng)
+    bodies, things = [p.mesh for p in people], [o for o in objects if o.vertices[:, 2].min() > 0.1]
+    for meshes in (bodies + things, bodies, bodies[:1]):  # fewer things if the main person is hidden
+        scene = Renderer(meshes, np.concatenate([rays[0, 0, :2], rays[-1, -1, :2]]))
+        seen = in_frame & _seen(scene, joints)
+        if seen.sum() >= _SEEN_SHARE * in_frame.sum():
+            break
+    lighting = _draw_lighting(assets.panoramas, camera, crop, rng)
+    framed = _framed(camera, crop, size)
+    image = render(scene, rays, _near(meshes, camera, crop, size) & framed, lighting)[0]
+    image[~framed] = 0
+    labels = _labels(people[0], camera, box, crop, size)
+    pixels = (camera.project(joints) - crop[:2] + crop[2] / 2) * size / crop[2]
+    visible = in_frame.astype(np.uint8) + seen
+    labels |= {"keypoints2d": pixels.astype(np.float32), "keypoints_visible": visible}
+    labels |= {"joints3d": joints.astype(np.float32), "panorama": lighting.panorama.name}
+    return Rendered(image, labels)
+
+
+def _draw_setting(assets: Assets, rng: np.random.Generator) -> tuple[Camera, list[_Person]]:
+    """A camera and people, of whom the first has enough joints in the frame and is not too near."""
+    for _ in range(_ATTEMPTS):
+        camera = draw_camera(rng)
+        people = _draw_people(assets, camera, rng)
+        box, _ = _box(people[0].mesh, camera)
+        wanted = _FEW_JOINTS if rng.random() < 0.04 else _MIN_JOINTS
+        enough = camera.inside(camera.project(_joints(people[0]))).sum() >= wanted
+        if enough and min(box[2:] - box[:2]) >= 24 and people[0].mesh.vertices[:, 2].min() > 0.1:
+            return camera, people
+    raise RuntimeError(f"no acceptable scene in {_ATTEMPTS} draws")
+
+
+def _source(poses: PoseBank, index: int) -> str:
+    """The motion clip of a pose."""
+    clips = getattr(poses, "clip", None)
+    return str(index) if clips is None else str(clips[index])
+
+
+def _draw_people(assets: Assets, camera: Camera, rng: np.random.Generator) -> list[_Person]:
+    """The main person, then others on the same ground; all in camera axes."""
+    count = 1 + rng.choice(len(_EXTRA_PEOPLE), p=_EXTRA_PEOPLE)
+    body = anny_body("base")
+    shapes = assets.shapes[rng.integers(len(assets.shapes), size=count)]
+    bases, heads = rest_bodies(shapes)
+    people: list[_Person] = []
+    floor, at = 0.0, np.zeros(3)
+    truncated = bool(rng.random() < _TRUNCATED)
+    for i in range(count):
+        outfit = draw_outfit(assets.wardrobe, float(shapes[i, 0]), rng)
+        character = Character(assets.wardrobe, outfit, bases[i], heads[i])
+        chosen = int(rng.integers(len(assets.poses.pose)))
+        pose = assets.poses.pose[chosen]
+        mesh = character.posed(pose, body.bone_parents, coarse=not truncated or i > 0)
+        yaw = Rotation.from_euler("y", rng.uniform(-np.pi, np.pi)).as_matrix()
+        world = yaw @ assets.poses.rotation[chosen]
+        low = float((mesh.vertices @ world[1].astype(np.float32)).min())
+        rotation = camera.rotation @ world
+        if i == 0:
+            turned = mesh.moved(rotation, np.zeros(3))
+            at = place_person(turned, camera, truncated, rng)
+            floor = low
+        place = at if i == 0 else at + camera.rotation @ _beside(floor - low, rng)
+        mesh = mesh.moved(rotation, place)
+        if i == 0 or mesh.vertices[:, 2].min() > 0.3:
+            source = _source(assets.poses, chosen)
+            people.append(_Person(mesh, pose, shapes[i], rotation, place, source, outfit.names))
+    return people
+
+
+def _beside(lift: float, rng: np.random.Generator) -> Float[np.ndarray, "3"]:
+    """Where another person stands from the main one, world axes (y up), metres: mostly beside or behind."""
+    distance = rng.uniform(0.35, 0.8) if rng.random() < 0.35 else rng.uniform(0.6, 3.5)
+    angle = rng.uniform(-np.pi, np.pi)
+    offset = np.array([np.sin(angle), 0.0, -np.cos(angle)]) * distance
+    if offset[2] > 0.3 and rng.random() < 0.6:
+        offset[2] *= -1
+    return offset + [0, lift, 0]
+
+
+def _joints(person: _Person) -> Float[np.ndarray, "17 3"]:
+    """COCO-17 joints, metres, camera axes."""
+    regressor = anny_body("full").joint_regressors["coco17"]
+    return (regressor @ person.mesh.vertices[: regressor.shape[1]]).astype(np.float64)
+
+
+def _box(mesh: Mesh, camera: Camera) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "3"]]:
+    """Box of the person's part in the frame, xyxy px, and the stored square (centre x, y, side), px."""
+    used = np.zeros(len(mesh.vertices), bool)
+    used[mesh.faces] = True
+    pixels = camera.project(mesh.vertices[used].astype(np.float64))
+    pixels = pixels[camera.inside(pixels)]
+    if len(pixels) < 50:
+        return np.zeros(4), np.ones(3)
+    box = np.concatenate(bounds(pixels))
+    return box, np.array([*(box[:2] + box[2:]) / 2, MARGIN * (box[2:] - box[:2]).max()])
+
+
+def _crop_rays(camera: Camera, crop: Float[np.ndarray, "3"], size: int) -> Float[np.ndarray, "S S 3"]:
+    """Directions of the pixel centres of a square of the frame, z = 1."""
+    steps = (np.arange(size) + 0.5) * crop[2] / size - crop[2] / 2
+    x = (crop[0] + steps - camera.intrinsics[0, 2]) / camera.intrinsics[0, 0]
+    y = (crop[1] + steps - camera.intrinsics[1, 2]) / camera.intrinsics[1, 1]
+    return np.stack([*np.meshgrid(x, y), np.ones((size, size))], -1).astype(np.float32)
+
+
+def _framed(camera: Camera, crop: Float[np.ndarray, "3"], size: int) -> Bool[np.ndarray, "S S"]:
+    """Pixels of the square that lie in the frame."""
+    steps = (np.arange(size) + 0.5) * crop[2] / size - crop[2] / 2
+    x, y = crop[0] + steps, crop[1] + steps
+    return ((y >= 0) & (y < camera.size[1]))[:, None] & ((x >= 0) & (x < camera.size[0]))[None]
+
+
+def _near(meshes: list[Mesh], camera: Camera, crop: Float[np.ndarray, "3"], size: int) -> Bool[np.ndarray, "S S"]:
+    """Pixels inside the bounding rectangles of the meshes."""
+    mask = np.zeros((size, size), bool)
+    for mesh in meshes:
+        pixels = (camera.project(mesh.vertices) - np.float32(crop[:2] - crop[2] / 2)) * np.float32(size / crop[2])
+        low, high = bounds(pixels)
+        low, high = (low - 1).clip(0, size).astype(int), (high + 2).clip(0, size).astype(int)
+        mask[low[1] : high[1], low[0] : high[0]] = True
+    return mask
+
+
+def _seen(scene: Renderer, joints: Float[np.ndarray, "J 3"]) -> Bool[np.ndarray, "J"]:
+    """Whether nothing lies more than `_JOINT_DEPTH` before a joint."""
+    rays = (joints / joints[:, 2:]).astype(np.float32)
+    hits = scene.cast(np.ascontiguousarray(rays))
+    reach = np.linalg.norm(rays, axis=1)
+    return (hits.face < 0) | (hits.distance * reach > joints[:, 2] * reach - _JOINT_DEPTH)
+
+
+def _draw_lighting(
+    panoramas: list[Panorama], camera: Camera, crop: Float[np.ndarray, "3"], rng: np.random.Generator
+) -> Lighting:
+    """An environment at a random heading, its exposure, and how wide it is shown.
+
+    A panorama has fewer pixels a degree than the crop of a person: showing it wider than the camera sees keeps the
+    background about as sharp as a photograph's.
+    """
+    panorama = panoramas[rng.integers(len(panoramas))]
+    heading = Rotation.from_euler("y", rng.uniform(-np.pi, np.pi)).as_matrix()
+    field = crop[2] / camera.intrinsics[0, 0]
+    texels = panorama.image.shape[1] / (2 * np.pi) * field
+    zoom = float(np.clip(rng.uniform(60, 220) / texels, 1, 6))
+    dim = np.clip((panorama.mean / 0.18) ** 0.35, 0.55, 1.25)
+    centre = np.array([*((crop[:2] - camera.intrinsics[:2, 2]) / camera.intrinsics[0, 0]), 1])
+    exposure = float(rng.uniform(0.4, 0.95) * dim)
+    gain = 2 ** rng.uniform(-0.6, 0.3) * rng.uniform(0.93, 1.07, 3)
+    return Lighting(
+        panorama, heading @ camera.rotation.T, exposure, zoom, centre.astype(np.float32), gain.astype(np.float32)
+    )
+
+
+def _labels(
+    person: _Person, camera: Camera, box: Float[np.ndarray, "4"], crop: Float[np.ndarray, "3"], size: int
+) -> dict[str, Any]:
+    quaternion = Rotation.from_matrix(person.pose).as_quat()[:, [3, 0, 1, 2]]
+    return {
+        "pose": (quaternion * np.where(quaternion[:, :1] < 0, -1, 1)).astype(np.float16),
+        "shape": person.shape.astype(np.float32),
+        "rotation": person.rotation.astype(np.float32),
+        "translation": person.translation.astype(np.float32),
+        "intrinsics": camera.intrinsics.astype(np.float32),
+        "frame_size": np.array(camera.size, np.int32),
+        "box": box.astype(np.float32),
+        "crop": crop.astype(np.float32),
+        "size": np.int32(size),
+        "source": person.source,
+        "assets": " ".join(person.names),
+    }

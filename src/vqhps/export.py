@@ -1,0 +1,267 @@
+"""Torch model -> ONNX bundle, checked against torch before anything is written."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from vqhps.config import to_dict
+from vqhps.crop import crop_image
+from vqhps.errors import VqhpsError
+from vqhps.runtime.bundle import FORMAT, OUTPUTS, Bundle, BundleInfo, BundleOutput, Metric
+from vqhps.runtime.photo import read_photo
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 40_000_000
+CROP_SCALE = 1.25
+
+_OPSET = 18
+_TOLERANCE = 1e-4  # of vertices, m, absolute and relative
+_HALF_LIMIT_MM = 1.0  # mean deviation of vertices that half-precision weights may cause
+_MIN_HALF = 1024  # smaller tensors (biases, norms) stay in single precision
+_BATCHES = (1, 3)  # sizes tried, to be sure that the batch is free
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What a bundle says of itself.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        licence: of the weights.
+        training_data: one line on what the weights were trained on.
+        input_size: side of the crop, px.
+        metrics: measured numbers to go with the bundle.
+    """
+
+    name: str = "vqhps"
+    version: str = "0.1.0"
+    licence: str = "Apache-2.0"
+    training_data: str = "unknown"
+    input_size: int = 224
+    metrics: tuple[Metric, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What the checks found.
+
+    Attributes:
+        single_mm: largest deviation of a vertex from torch, weights in single precision.
+        half_mean_mm: mean deviation of a vertex from torch, weights in half precision (as written).
+        half_max_mm: largest such deviation.
+        equal_tokens: share of tokens that half precision leaves as they are, in [0, 1].
+        bytes: size of `model.onnx`.
+        crops: number of crops compared.
+    """
+
+    single_mm: float
+    half_mean_mm: float
+    half_max_mm: float
+    equal_tokens: float
+    bytes: int
+    crops: int
+
+
+class BundleGraph(nn.Module):
+    """A model as a bundle wants it: RGB in 0..255 to a tuple in the order of `runtime.bundle.OUTPUTS`.
+
+    Args:
+        model: in eval mode, with `predict` and `backbone`.
+    """
+
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(model.backbone.mean).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(model.backbone.std).view(3, 1, 1) * 255)
+
+    def forward(self, image: Float[Tensor, "N 3 S S"]) -> tuple[Tensor, ...]:
+        """See `runtime.bundle.BundleOutput`."""
+        output = self.model.predict((image - self.mean) / self.std)
+        return tuple(getattr(output, name) for name in OUTPUTS)
+
+
+def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[Path] = ()) -> ExportReport:
+    """Write a bundle; `out` is replaced in one step, at the end.
+
+    Args:
+        model: a `VQHPS` that reads images only.
+        out: folder of the bundle.
+        config: what the bundle says of itself.
+        photos: to cut crops for the checks from; made-up pictures by default.
+
+    Raises:
+        VqhpsError: the model cannot be exported, or the graph differs from it, or it is too large.
+    """
+    if tuple(model.config.sources) != ("image",):
+        raise VqhpsError(f"a bundle's one input is an image; this model reads {', '.join(model.config.sources)}")
+    if out.exists() and not (out / "bundle.json").is_file():
+        raise VqhpsError(f"{out} exists and is no bundle: name another folder")
+    graph = BundleGraph(model.cpu().eval()).eval()
+    crops = check_crops(photos, config.input_size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        _write_metadata(staging, model, config)
+        single = staging / "model.onnx"
+        trace(graph, config.input_size, single)
+        with torch.no_grad():
+            images = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
+            expected = BundleOutput(*(x.numpy() for x in graph(images)))
+        single_mm = check_equal(Bundle.load(staging), crops, expected)
+        halve_weights(single, keep={f"model.{name}" for name, _ in model.named_buffers()})
+        report = _check_half(Bundle.load(staging), crops, expected, single_mm, single.stat().st_size)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.chmod(0o755)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    logger.info("wrote %s: %s", out, asdict(report))
+    return report
+
+
+def trace(graph: nn.Module, input_size: int, path: Path) -> None:
+    """Write a module as one ONNX file with a free batch size.
+
+    Raises:
+        VqhpsError: torch cannot trace the model.
+    """
+    example = torch.zeros(2, 3, input_size, input_size)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's exporter warns about its own insides
+            torch.onnx.export(
+                graph,
+                (example,),
+                path,
+                input_names=["image"],
+                output_names=list(OUTPUTS),
+                opset_version=_OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=4096)}},
+            )
+    except Exception as error:  # the exporter has no common error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise VqhpsError(f"torch cannot export this model to ONNX: {reason}") from error
+
+
+def halve_weights(path: Path, keep: set[str]) -> None:
+    """Store large single-precision tensors in half precision, each followed by a cast; runtimes fold it while loading.
+
+    Args:
+        path: ONNX file, changed in place.
+        keep: tensors to leave: metres of a body do not bear rounding to half a millimetre.
+    """
+    model = onnx.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.data_type != onnx.TensorProto.FLOAT or values.size < _MIN_HALF or tensor.name in keep:
+            continue
+        name, half = tensor.name, values.astype(np.float16)
+        if not np.isfinite(half).all():
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+    onnx.save(model, path)
+
+
+def check_crops(photos: Sequence[Path], size: int) -> UInt8[np.ndarray, "N S S 3"]:
+    """Crops to compare two implementations on: three squares of each photo, or eight made-up pictures."""
+    if not photos:
+        rng = np.random.default_rng(0)
+        coarse = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+        return np.stack([crop_image(c, np.array([4.0, 4.0]), 8.0, size) for c in coarse])
+    crops = []
+    for path in photos:
+        image = read_photo(path).image
+        middle, side = np.array([image.shape[1], image.shape[0]]) / 2, float(max(image.shape[:2]))
+        crops += [crop_image(image, middle, side * share, size) for share in (1.0, 0.6, 0.35)]
+    return np.stack(crops)
+
+
+def check_equal(bundle: Bundle, crops: UInt8[np.ndarray, "N S S 3"], expected: BundleOutput) -> float:
+    """Compare a graph with torch.
+
+    Returns:
+        The largest deviation of a vertex, mm.
+
+    Raises:
+        VqhpsError: they differ, or the graph does not take other batch sizes.
+    """
+    worst = 0.0
+    for batch in (*_BATCHES, len(crops)):
+        found = bundle.run(crops[:batch])
+        for name in OUTPUTS:
+            a, b = getattr(found, name), getattr(expected, name)[:batch]
+            close = np.array_equal(a, b) if name == "indices" else np.allclose(a, b, _TOLERANCE, _TOLERANCE)
+            if name != "logits" and not (a.shape == b.shape and close):
+                raise VqhpsError(f"the ONNX graph differs from torch in '{name}' at batch size {batch}: not written")
+        worst = max(worst, float(_distance_mm(found, expected.vertices[:batch]).max()))
+    return worst
+
+
+def _check_half(
+    bundle: Bundle, crops: UInt8[np.ndarray, "N S S 3"], expected: BundleOutput, single_mm: float, size: int
+) -> ExportReport:
+    found = bundle.run(crops)
+    distance = _distance_mm(found, expected.vertices)
+    equal = float((found.indices == expected.indices).mean())
+    report = ExportReport(single_mm, float(distance.mean()), float(distance.max()), equal, size, len(crops))
+    if report.half_mean_mm > _HALF_LIMIT_MM:
+        raise VqhpsError(f"half-precision weights move the mesh by {report.half_mean_mm:.2f} mm on average: not written")
+    if size > MAX_BYTES:
+        raise VqhpsError(f"the graph has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: choose a smaller model")
+    return report
+
+
+def _distance_mm(found: BundleOutput, vertices: Float[np.ndarray, "N V 3"]) -> Float[np.ndarray, "N V"]:
+    return np.linalg.norm(found.vertices - vertices, axis=-1) * 1000
+
+
+def _write_metadata(folder: Path, model: Any, config: ExportConfig) -> None:
+    import json
+
+    info = BundleInfo(
+        format=FORMAT,
+        name=config.name,
+        version=config.version,
+        method=type(model).__name__.lower(),
+        input_size=config.input_size,
+        mean=tuple(float(x) * 255 for x in model.backbone.mean),  # type: ignore[arg-type]
+        std=tuple(float(x) * 255 for x in model.backbone.std),  # type: ignore[arg-type]
+        crop_scale=CROP_SCALE,
+        tokens=model.tokenizer.num_tokens,
+        codes=model.tokenizer.num_codes,
+        body="anny-full",
+        joints="coco17",
+        licence=config.licence,
+        training_data=config.training_data,
+        metrics=config.metrics,
+    )
+    (folder / "bundle.json").write_text(json.dumps(to_dict(info), indent=1) + "\n", encoding="utf-8")
+    faces = model.tokenizer.mesh.get_buffer("faces").cpu().numpy().astype(np.int32)
+    with (folder / "body.npz").open("wb") as file:
+        np.savez_compressed(file, faces=faces)

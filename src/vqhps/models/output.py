@@ -1,0 +1,28 @@
+"""What every image model gives back."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """Prediction for a batch of crops; the same for every method.
+
+    Attributes:
+        vertices: metres, camera axes, centred on the vertex mean: `rotation @ canonical`. On the coarse mesh of the
+            tokenizer while training, on the full mesh from `predict`.
+        joints: COCO-17, same frame.
+        rotation: canonical -> camera.
+        camera: weak perspective of the crop, `(s, tx, ty)`.
+        logits: scores of the codes; `None` for methods without tokens.
+        indices: the chosen codes; `None` for methods without tokens.
+    """
+
+    vertices: Float[Tensor, "B V 3"]
+    joints: Float[Tensor, "B J 3"]
+    rotation: Float[Tensor, "B 3 3"]
+    camera: Float[Tensor, "B 3"]
+    logits: Float[Tensor, "B T K"] | None = None
+    indices: Int[Tensor, "B T"] | None = None

@@ -1,0 +1,281 @@
+"""VQ-HPS: body meshes from an image as a sequence of discrete codes (Fiche et al., ECCV 2024)."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vqhps.body.joints import COCO17
+from vqhps.geometry import matrix_from_6d, project, rotate
+from vqhps.models.backbones import BackboneName, create_backbone
+from vqhps.models.output import Output
+from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
+
+Source = Literal["image", "keypoints"]
+Decode = Literal["argmax", "expected"]
+
+_MEAN_ROTATION_6D = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # an upright person who faces the camera
+_MEAN_CAMERA = (0.94, 0.0, 0.0)  # 1.7 m fill the crop but for its margin, 2 / (1.25 * 1.7)
+
+
+class Tokenizer(Protocol):
+    """What an image model needs of a tokenizer."""
+
+    num_tokens: int
+    num_codes: int
+    codebook: Float[Tensor, "G K D"]
+
+    def regressor(self, name: str) -> Float[Tensor, "J Vc"]: ...
+    def decode(self, indices: Int[Tensor, "B T"]) -> Float[Tensor, "B Vc 3"]: ...
+    def decode_expected(self, probability: Float[Tensor, "B T K"]) -> Float[Tensor, "B Vc 3"]: ...
+    def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]: ...
+
+
+@dataclass(frozen=True)
+class VQHPSLossConfig:
+    """Weights of the losses.
+
+    Attributes:
+        tokens: cross-entropy of the codes.
+        rotation: mean squared error of the rotation matrix.
+        reprojection: L1 of the visible joints in crop coordinates.
+        vertices: L1 of canonical vertices, metres.
+        joints: L1 of joints in camera axes, metres.
+        label_sigma: width of the soft targets around the true code, as a share of the spread of the token's codes; 0
+            for one-hot targets.
+        decode: what the mesh of the losses is decoded from. `expected`, the mean code under the predicted
+            distribution, lets them reach the logits; `argmax` is the published way.
+    """
+
+    tokens: float = 1.0
+    rotation: float = 1.0
+    reprojection: float = 1.0
+    vertices: float = 10.0
+    joints: float = 10.0
+    label_sigma: float = 0.1
+    decode: Decode = "expected"
+
+
+@dataclass(frozen=True)
+class VQHPSConfig:
+    """Settings of `VQHPS`.
+
+    Attributes:
+        backbone: network for image tokens.
+        shared_backbone: take rotation and camera from the same network; `False`, as published, uses a second one.
+        sources: what the memory of the transformer is made of.
+        dim, heads, hidden: width, attention heads and feed-forward width of the transformer.
+        dropout: in the transformer and between the layers of the rotation and camera head.
+        head_activation: between the layers of the rotation and camera head; the published one has none.
+        decode: at prediction, the mesh of the best code of each token or of the expected code.
+        loss: weights.
+    """
+
+    backbone: BackboneName = "tf_efficientnet_lite0"
+    shared_backbone: bool = True
+    sources: tuple[Source, ...] = ("image",)
+    dim: int = 512
+    heads: int = 8
+    hidden: int = 1024
+    dropout: float = 0.1
+    head_activation: Literal["none", "relu"] = "relu"
+    decode: Decode = "argmax"
+    loss: VQHPSLossConfig = VQHPSLossConfig()
+
+
+class VQHPS(nn.Module):
+    """Predicts the codes of a canonical mesh, its rotation and the camera of the crop.
+
+    Args:
+        config: settings.
+        tokenizer: a trained mesh tokenizer; it stays frozen and in eval mode.
+        backbone_weights: file of weights to start the backbone from; see `create_backbone`.
+    """
+
+    def __init__(self, config: VQHPSConfig, tokenizer: nn.Module, backbone_weights: Path | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer = tokenizer.requires_grad_(False).eval()  # type: ignore[assignment]
+        dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
+        pooled = 0
+        if "image" in config.sources:
+            self.backbone = create_backbone(config.backbone, backbone_weights)
+            self.backbone_rotation = None if config.shared_backbone else create_backbone(config.backbone, backbone_weights)
+            self.image_in = nn.Conv2d(self.backbone.channels, dim, 1)
+            pooled += self.backbone.channels
+        if "keypoints" in config.sources:
+            self.keypoint_in = nn.Linear(dim + 1, dim)
+            self.keypoint_names = nn.Parameter(0.02 * torch.randn(len(COCO17), dim))
+            pooled += dim
+        self.encoder = EncoderLayer(dim, heads, hidden, dropout)
+        self.encoder_norm = nn.LayerNorm(dim)
+        self.mesh_queries = nn.Parameter(torch.randn(self.tokenizer.num_tokens, dim))
+        self.decoder = DecoderLayer(dim, heads, hidden, dropout)
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout)
+        self.pose_head = PoseHead(pooled, dropout, config.head_activation)
+
+    def train(self, mode: bool = True) -> "VQHPS":
+        """As for any module, but the tokenizer stays in eval mode."""
+        super().train(mode)
+        self.tokenizer.eval()  # type: ignore[attr-defined]
+        return self
+
+    def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+        """RGB images as the backbone wants them."""
+        mean, std = (images.new_tensor(x, dtype=torch.float32) * 255 for x in (self.backbone.mean, self.backbone.std))
+        return ((images - mean) / std).permute(0, 3, 1, 2)
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 3"] | None = None
+    ) -> Output:
+        """Output on the coarse mesh, for training.
+
+        Args:
+            image: normalised crops of any size; needed if `image` is among the sources.
+            keypoints: COCO-17 in crop coordinates, and confidence; those without confidence count as missing. Needed
+                if `keypoints` is among the sources.
+        """
+        return self._output(*self.encode(image, keypoints), self.config.loss.decode, full=False)
+
+    @torch.no_grad()
+    def predict(
+        self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 3"] | None = None
+    ) -> Output:
+        """Output on the full mesh; see `forward` for the arguments."""
+        return self._output(*self.encode(image, keypoints), self.config.decode, full=True)
+
+    def _output(self, logits: Tensor, rotation_6d: Tensor, camera: Tensor, decode: Decode, full: bool) -> Output:
+        logits, rotation_6d, camera = logits.float(), rotation_6d.float(), camera.float()
+        with torch.autocast(logits.device.type, enabled=False):  # metres need float32
+            coarse = self.decode_mesh(logits, decode)
+            rotation = matrix_from_6d(rotation_6d)
+            return Output(
+                vertices=rotate(rotation, self.tokenizer.upsample(coarse) if full else coarse),
+                joints=rotate(rotation, self.tokenizer.regressor("coco17") @ coarse),
+                rotation=rotation,
+                camera=camera,
+                logits=logits,
+                indices=logits.argmax(-1),
+            )
+
+    def decode_mesh(self, logits: Float[Tensor, "B T K"], how: Decode) -> Float[Tensor, "B Vc 3"]:
+        """Coarse canonical vertices of a distribution over codes."""
+        if how == "argmax":
+            return self.tokenizer.decode(logits.argmax(-1))
+        return self.tokenizer.decode_expected(logits.softmax(-1))
+
+    def encode(
+        self, image: Float[Tensor, "B 3 H W"] | None, keypoints: Float[Tensor, "B J 3"] | None
+    ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
+        """Logits of the codes, 6D rotation and camera."""
+        parts, pooled = [], []
+        if "image" in self.config.sources:
+            features = self.backbone(image)
+            other = self.backbone_rotation
+            pooled.append((features if other is None else other(image)).mean((2, 3)))
+            positions = grid_positions(*features.shape[2:], features.device)[None].expand(len(features), -1, -1)
+            tokens = self.image_in(features).flatten(2).transpose(1, 2)
+            parts.append((tokens, positions, torch.zeros_like(tokens[..., 0], dtype=torch.bool)))
+        if "keypoints" in self.config.sources:
+            parts.append(self._keypoint_tokens(keypoints))
+        tokens, positions, missing = (torch.cat(x, 1) for x in zip(*parts, strict=True))
+        sine = sine_positions(positions, self.config.dim)
+        hidden = missing if "keypoints" in self.config.sources else None
+        memory = self.encoder_norm(self.encoder(tokens, sine, hidden))
+        if "keypoints" in self.config.sources:
+            seen = ~missing[:, -len(COCO17) :, None]
+            pooled.append((memory[:, -len(COCO17) :] * seen).sum(1) / seen.sum(1))
+        queries = self.mesh_queries.expand(len(tokens), -1, -1)
+        decoded = self.decoder_norm(self.decoder(queries, memory, sine, hidden))
+        return self.token_head(decoded), *self.pose_head(torch.cat(pooled, 1))
+
+    def _keypoint_tokens(self, keypoints: Float[Tensor, "B J 3"]) -> tuple[Tensor, Tensor, Tensor]:
+        positions, confidence = (keypoints[..., :2] + 1) / 2, keypoints[..., 2:]
+        missing = confidence[..., 0] <= 0
+        features = torch.cat([sine_positions(positions, self.config.dim), confidence], -1) * ~missing[..., None]
+        none_seen = missing.all(1, keepdim=True)  # attention needs something to look at: tokens of confidence 0
+        return self.keypoint_in(features) + self.keypoint_names, positions, missing & ~none_seen
+
+    def loss(self, output: Output, batch: Mapping[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Weighted losses of an output of `forward`; their sum is to be minimised.
+
+        Args:
+            output: on the coarse mesh.
+            batch: `indices` (B,T), `rotation` (B,3,3), `canonical_vertices` (B,Vc,3) m, `keypoints2d` (B,17,2) in crop
+                coordinates, `keypoints_weight` (B,17), and `has_mesh` (B,), 1 where a sample has a true mesh and 0 where
+                it has keypoints only.
+        """
+        weights, has = self.config.loss, batch["has_mesh"]
+        vertices = rotate(batch["rotation"], batch["canonical_vertices"])
+        canonical = output.vertices @ output.rotation  # the inverse rotation, on rows
+        joints = self.tokenizer.regressor("coco17") @ vertices
+        reprojection = (project(output.joints, output.camera) - batch["keypoints2d"]).abs().mean(-1)
+        visible = batch["keypoints_weight"]
+        per_sample = {
+            "tokens": self._token_loss(output.logits, batch["indices"]),
+            "rotation": (output.rotation - batch["rotation"]).square().mean((1, 2)),
+            "vertices": (canonical - batch["canonical_vertices"]).abs().mean((1, 2)),
+            "joints": (output.joints - joints).abs().mean((1, 2)),
+        }
+        losses = {name: (value * has).sum() / has.sum().clamp(min=1) for name, value in per_sample.items()}
+        losses["reprojection"] = (reprojection * visible).sum() / visible.sum().clamp(min=1)
+        return {name: value * getattr(weights, name) for name, value in losses.items() if getattr(weights, name) > 0}
+
+    @functools.cached_property
+    def _soft_targets(self) -> Float[Tensor, "G K K"]:
+        return neighbour_targets(self.tokenizer.codebook, self.config.loss.label_sigma)
+
+    def _token_loss(self, logits: Float[Tensor, "B T K"], target: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
+        if self.config.loss.label_sigma == 0:
+            return functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
+        book = torch.arange(target.shape[1], device=target.device) % len(self.tokenizer.codebook)
+        soft = self._soft_targets[book, target]
+        return -(soft * logits.log_softmax(-1)).sum(-1).mean(1)
+
+
+class PoseHead(nn.Module):
+    """Rotation and camera from pooled features and initial joints.
+
+    Args:
+        channels: of the pooled features.
+        dropout: after each hidden layer.
+        activation: `relu`, or `none` as published.
+    """
+
+    def __init__(self, channels: int, dropout: float, activation: str) -> None:
+        super().__init__()
+        # Constant input of the published network (the T-pose); only its weights need it.
+        self.register_buffer("initial_joints", torch.zeros(17, 3))
+        self.fc1, self.fc2 = nn.Linear(channels + 51, 1024), nn.Linear(1024, 1024)
+        self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
+        for layer, bias in ((self.rotation, _MEAN_ROTATION_6D), (self.camera, _MEAN_CAMERA)):
+            nn.init.normal_(layer.weight, std=0.002)
+            layer.bias.data = torch.tensor(bias)
+
+    def forward(self, pooled: Float[Tensor, "B C"]) -> tuple[Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
+        """6D rotation and `(s, tx, ty)`."""
+        joints = self.initial_joints.flatten().to(pooled.dtype).expand(len(pooled), -1)
+        x = self.dropout(self.activation(self.fc1(torch.cat([pooled, joints], 1))))
+        x = self.dropout(self.activation(self.fc2(x)))
+        return self.rotation(x), self.camera(x)
+
+
+def neighbour_targets(codebook: Float[Tensor, "G K D"], sigma: float) -> Float[Tensor, "G K K"]:
+    """Soft targets for each code: a normal density over the codes by their distance.
+
+    Args:
+        codebook: codes.
+        sigma: width, as a share of the root mean square distance of a book's codes from their mean.
+    """
+    spread = (codebook - codebook.mean(1, keepdim=True)).square().sum(2).mean(1)
+    squared = torch.cdist(codebook, codebook).square()
+    return (-squared / (2 * sigma**2 * spread[:, None, None])).softmax(2)

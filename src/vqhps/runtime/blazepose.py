@@ -1,0 +1,284 @@
+"""The two BlazePose networks, run by LiteRT: coarse person candidates, and 33 landmarks of one person.
+
+Pre- and post-processing follow MediaPipe's `pose_detection` and `pose_landmark` graphs (Bazarevsky et al., "BlazePose:
+On-device Real-time Body Pose tracking", 2020). Image coordinates are px of the full frame, centres at integer + 0.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from vqhps.errors import VqhpsError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
+# fmt: off
+KEYPOINT_NAMES: tuple[str, ...] = (
+    "nose", "left_eye_inner", "left_eye", "left_eye_outer", "right_eye_inner", "right_eye", "right_eye_outer",
+    "left_ear", "right_ear", "mouth_left", "mouth_right", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_pinky", "right_pinky", "left_index", "right_index", "left_thumb",
+    "right_thumb", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "left_heel",
+    "right_heel", "left_foot_index", "right_foot_index",
+)
+# fmt: on
+"""The 33 landmarks in order; left and right are the person's own."""
+
+NUM_KEYPOINTS = len(KEYPOINT_NAMES)
+DETECTION_SIZE = 224
+LANDMARK_SIZE = 256
+ROI_SCALE = 1.25
+"""Side of the square crop over the size of the person (MediaPipe's value)."""
+
+_STRIDES_AND_ANCHORS_A_CELL = ((8, 2), (16, 2), (32, 6))
+_CENTRE, _CIRCLE = NUM_KEYPOINTS, NUM_KEYPOINTS + 1  # the landmark model's two auxiliary points
+
+
+@dataclass(frozen=True)
+class Roi:
+    """A rotated square in the image: `center` (2,) px, `size` of the side px, `rotation` rad (clockwise as seen)."""
+
+    center: Float[np.ndarray, "2"]
+    size: float
+    rotation: float = 0.0
+
+    def matrix(self) -> Float[np.ndarray, "2 3"]:
+        """Affine map from square coordinates ([0,1], top left to bottom right) to image px."""
+        linear = self.size * rotation2d(self.rotation)
+        return np.hstack([linear, (self.center - linear @ np.array([0.5, 0.5]))[:, None]])
+
+    def to_image(self, points: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "P 2"]:
+        """Map points from square coordinates ([0,1]) to image px."""
+        matrix = self.matrix()
+        return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Coarse detections, px.
+
+    `boxes` (N,4) xyxy around head and shoulders; `points` (N,4,2): between the hips, above the head at full-body
+    distance from there, between the shoulders, the same for the upper body; `scores` (N,) in [0,1].
+    """
+
+    boxes: Float[np.ndarray, "N 4"]
+    points: Float[np.ndarray, "N 4 2"]
+    scores: Float[np.ndarray, "N"]
+
+    def subset(self, chosen: np.ndarray) -> Candidates:
+        """Copy of the candidates that an index or bool array chooses."""
+        return Candidates(self.boxes[chosen], self.points[chosen], self.scores[chosen])
+
+    def scaled(self, scale: Float[np.ndarray, "2"]) -> Candidates:
+        """The candidates in an image enlarged by `scale` along x and y."""
+        return Candidates(self.boxes * np.tile(scale, 2), self.points * scale, self.scores)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """One person as the landmark model sees it.
+
+    `presence` in [0,1]: that there is a person; `keypoints` (33,2) px of the image; `keypoints3d` (33,3) m, camera axes
+    (x right, y down, z forward), centred between the hips; `visibility` (33,) in [0,1]; `mask` (256,256) bool over
+    `roi`; `next_roi`: where a second look would go.
+    """
+
+    presence: float
+    keypoints: Float[np.ndarray, "33 2"]
+    keypoints3d: Float[np.ndarray, "33 3"]
+    visibility: Float[np.ndarray, "33"]
+    mask: np.ndarray
+    roi: Roi
+    next_roi: Roi
+
+
+def rotation2d(angle: float) -> Float[np.ndarray, "2 2"]:
+    """Rotation matrix of the image plane; a positive `angle` (rad) turns x (right) to y (down)."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Logistic function, safe for large arguments."""
+    return 1.0 / (1.0 + np.exp(-np.clip(x, -80.0, 80.0)))
+
+
+def anchors() -> Float[np.ndarray, "2254 2"]:
+    """Centres of the detector's SSD anchors, in [0,1] of its square input: row by row, fine to coarse."""
+    grids = []
+    for stride, repeats in _STRIDES_AND_ANCHORS_A_CELL:
+        ticks = (np.arange(DETECTION_SIZE // stride) + 0.5) * stride / DETECTION_SIZE
+        y, x = np.meshgrid(ticks, ticks, indexing="ij")
+        grids.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2), repeats, axis=0))
+    return np.concatenate(grids)
+
+
+def roi_from_points(center: Float[np.ndarray, "2"], circle: Float[np.ndarray, "2"]) -> Roi:
+    """The square around a person: `center` between the hips, `circle` above the head at full-body distance, px."""
+    dx, dy = circle - center
+    turn = math.pi / 2 - math.atan2(-dy, dx)
+    rotation = (turn + math.pi) % (2 * math.pi) - math.pi
+    return Roi(np.asarray(center, float), 2 * ROI_SCALE * float(np.hypot(dx, dy)), rotation)
+
+
+def roi_from_box(box: Float[np.ndarray, "4"]) -> Roi:
+    """The upright square around a box (xyxy px): 1.25 times its longer side."""
+    box = np.asarray(box, float)
+    return Roi((box[:2] + box[2:]) / 2, ROI_SCALE * float((box[2:] - box[:2]).max()))
+
+
+def sample_roi(
+    image: UInt8[np.ndarray, "H W 3"], roi: Roi, size: int, repeat_edge: bool = False
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resample the square `roi` of an image to `size` x `size` px; outside is black, or repeats the image's edge."""
+    step = roi.size / size
+    source = roi
+    if step >= 2:  # bilinear sampling would skip pixels: shrink the neighbourhood by area first
+        reach = roi.size * 0.75 + 2
+        x0, y0 = np.clip(np.floor(roi.center - reach), 0, None).astype(int)
+        x1, y1 = np.maximum(np.ceil(roi.center + reach).astype(int), 0)
+        image = image[y0:y1, x0:x1]
+        if image.size == 0:
+            return np.zeros((size, size, 3), np.uint8)
+        old = np.array([image.shape[1], image.shape[0]])
+        new = np.maximum(np.round(old / step).astype(int), 1)
+        image = cv2.resize(image, (int(new[0]), int(new[1])), interpolation=cv2.INTER_AREA)
+        source = Roi((roi.center - (x0, y0)) * new / old, roi.size / step, roi.rotation)
+    matrix = source.matrix()
+    pixels = np.hstack([matrix[:, :2] / size, matrix[:, 2:]])  # target px -> source px, continuous
+    pixels[:, 2] += pixels[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV puts pixel centres at integers
+    border = cv2.BORDER_REPLICATE if repeat_edge else cv2.BORDER_CONSTANT
+    return cv2.warpAffine(image, pixels, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what native code writes to file descriptor 2 (LiteRT logs there unasked while it loads a model)."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # no standard error at all: nothing to silence
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(null)
+        os.close(saved)
+
+
+class TfliteModel:
+    """A TensorFlow Lite model of one input: float32 array -> outputs sorted by name. Not thread-safe."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        """Load the model at `path`; raises `VqhpsError` where LiteRT is not installed."""
+        try:
+            with _silent_stderr():
+                from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise VqhpsError(
+                f"the BlazePose detector needs ai-edge-litert, which cannot be imported ({error}): "
+                "`pip install ai-edge-litert`, or give boxes with --box or a boxes file"
+            ) from error
+        with _silent_stderr():
+            self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        self._input: int = self._interpreter.get_input_details()[0]["index"]
+        details = sorted(self._interpreter.get_output_details(), key=lambda detail: detail["name"])
+        self._outputs: list[int] = [detail["index"] for detail in details]
+
+    def __call__(self, x: Float[np.ndarray, "..."]) -> list[np.ndarray]:
+        """Run the model once; `x` has the model's input shape without the batch dimension."""
+        self._interpreter.set_tensor(self._input, np.ascontiguousarray(x[None], np.float32))
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(index)[0] for index in self._outputs]
+
+
+class PoseDetectionModel:
+    """`pose_detection.tflite`: person candidates in a square view of an image."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        """Load the model at `path`."""
+        self._model = TfliteModel(path, threads)
+        self._anchors = anchors()
+
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"], view: Roi, threshold: float) -> Candidates:
+        """Return every anchor whose score is at least `threshold`, before suppression, in image px."""
+        pixels = sample_roi(image, view, DETECTION_SIZE)
+        raw, logits = self._model(pixels.astype(np.float32) / 127.5 - 1.0)
+        scores = sigmoid(logits[:, 0])
+        keep = scores >= threshold
+        raw, centers = raw[keep].astype(float) / DETECTION_SIZE, self._anchors[keep]
+        middle, half = raw[:, :2] + centers, raw[:, 2:4] / 2
+        corners = np.stack([middle - half, middle + half], 1).reshape(-1, 2)
+        points = (raw[:, 4:].reshape(-1, 4, 2) + centers[:, None]).reshape(-1, 2)
+        return Candidates(
+            boxes=view.to_image(corners).reshape(-1, 4),
+            points=view.to_image(points).reshape(-1, 4, 2),
+            scores=scores[keep].astype(float),
+        )
+
+
+class PoseLandmarkModel:
+    """`pose_landmark_full.tflite`: 33 landmarks, a mask and a presence score for the person in a square crop."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        """Load the model at `path`."""
+        self._model = TfliteModel(path, threads)
+
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"], roi: Roi) -> Landmarks:
+        """Find the landmarks of the person that fills `roi`."""
+        pixels = sample_roi(image, roi, LANDMARK_SIZE, repeat_edge=True)
+        flat, presence, mask, heatmaps, world = self._model(pixels.astype(np.float32) / 255.0)
+        raw = flat.reshape(-1, 5).astype(float)
+        points = refine_with_heatmaps(raw[:, :2] / LANDMARK_SIZE, heatmaps)
+        placed = roi.to_image(points)
+        world = world.reshape(-1, 3)[:NUM_KEYPOINTS].astype(float)
+        world[:, :2] = world[:, :2] @ rotation2d(roi.rotation).T
+        return Landmarks(
+            presence=float(presence[0]),
+            keypoints=placed[:NUM_KEYPOINTS],
+            keypoints3d=world,
+            visibility=sigmoid(raw[:NUM_KEYPOINTS, 3]),
+            mask=mask[..., 0] > 0,
+            roi=roi,
+            next_roi=roi_from_points(placed[_CENTRE], placed[_CIRCLE]),
+        )
+
+
+def refine_with_heatmaps(
+    points: Float[np.ndarray, "P 2"], heatmaps: Float[np.ndarray, "S S P"], kernel: int = 7, confidence: float = 0.5
+) -> Float[np.ndarray, "P 2"]:
+    """Replace points ([0,1]) by the mean of the heatmap (logits) around them where it is sure (MediaPipe's values)."""
+    size, reach = heatmaps.shape[0], kernel // 2
+    refined = points.copy()
+    for index, (column, row) in enumerate(np.floor(points * size).astype(int)):
+        if not (0 <= column < size and 0 <= row < size):
+            continue
+        x0, y0 = max(column - reach, 0), max(row - reach, 0)
+        weights = sigmoid(heatmaps[y0 : row + reach + 1, x0 : column + reach + 1, index])
+        if weights.max() < confidence:
+            continue
+        ys, xs = np.mgrid[y0 : y0 + weights.shape[0], x0 : x0 + weights.shape[1]]
+        refined[index] = np.array([(xs * weights).sum(), (ys * weights).sum()]) / (weights.sum() * size)
+    return refined
+
+
+def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
+    """Concatenate the candidates of several views."""
+    return Candidates(
+        boxes=np.concatenate([part.boxes for part in parts]),
+        points=np.concatenate([part.points for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )

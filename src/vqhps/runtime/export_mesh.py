@@ -1,0 +1,139 @@
+"""Writing predictions to files: GLB, OBJ, NPZ, JSON, PNG. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from vqhps.errors import VqhpsError
+from vqhps.runtime.bundle import BundleInfo
+from vqhps.runtime.predictor import Prediction
+
+if TYPE_CHECKING:
+    import trimesh
+
+SCHEMA = 1
+"""Version of the JSON and NPZ layouts; see `docs/output-schema.md`."""
+
+_PNG_LEVEL = 2  # of 9: larger files, several times faster to write
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, and rename it to `path` at the end if all went well.
+
+    Raises:
+        VqhpsError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VqhpsError(f"cannot write {path} ({error.strerror or error}): choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.ndarray) -> None:
+    """Write one mesh as binary glTF 2.0.
+
+    Args:
+        path: `.glb`.
+        vertices: (V, 3) m, camera axes; stored in glTF's, y up and z towards the viewer, still seen from the camera.
+        faces: (F, 3).
+        color: (3,) sRGB in [0, 1].
+    """
+    mesh = _mesh(vertices, faces, color)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(mesh.export(file_type="glb", include_normals=True))
+
+
+def write_obj(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """Write one mesh as Wavefront OBJ, in metres and in the axes of `write_glb`."""
+    lines = ["# metres; x right, y up, z towards the camera, which is at the origin"]
+    lines += [f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in _y_up(vertices).tolist()]
+    lines += [f"f {a} {b} {c}" for a, b, c in (faces + 1).tolist()]
+    with whole_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
+
+
+def write_npz(path: Path, people: Sequence[Prediction], faces: np.ndarray, image_size: tuple[int, int]) -> None:
+    """Write all people of a photo as plain arrays, those of a person stacked over people; see `docs/output-schema.md`.
+
+    Args:
+        path: `.npz`.
+        people: at least one prediction.
+        faces: (F, 3) of their mesh.
+        image_size: width and height of the photo, px.
+    """
+    names = ("box", "score", "vertices", "joints", "joints2d", "rotation", "translation", "camera", "crop_center")
+    arrays = {name: np.stack([getattr(p, name) for p in people]) for name in (*names, "crop_size", "indices")}
+    common = {"faces": faces.astype(np.int32), "focal": np.float64(people[0].focal), "image_size": np.array(image_size)}
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, schema=np.int64(SCHEMA), **arrays, **common)
+
+
+def write_json(
+    path: Path, people: Sequence[Prediction], info: BundleInfo, photo: str, image_size: tuple[int, int]
+) -> None:
+    """Write all people of a photo without their meshes; see `docs/output-schema.md`.
+
+    Args:
+        path: `.json`.
+        people: at least one prediction.
+        info: of the bundle that made them.
+        photo: file name of the photo.
+        image_size: width and height of the photo, px.
+    """
+    names = ("box", "score", "joints", "joints2d", "rotation", "translation", "camera", "crop_center", "crop_size")
+    content = {
+        "schema": SCHEMA,
+        "photo": photo,
+        "width": image_size[0],
+        "height": image_size[1],
+        "focal": round(people[0].focal, 3),
+        "bundle": {"name": info.name, "version": info.version, "body": info.body, "joints": info.joints},
+        "people": [{name: _plain(getattr(person, name)) for name in (*names, "indices")} for person in people],
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an RGB picture (H, W, 3) uint8."""
+    _, encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
+    with whole_file(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def _y_up(points: np.ndarray) -> np.ndarray:
+    """Camera axes (x right, y down, z forward) to glTF's (x right, y up, z backward): half a turn about x."""
+    return points * np.array([1.0, -1.0, -1.0], points.dtype)
+
+
+def _mesh(vertices: np.ndarray, faces: np.ndarray, color: np.ndarray) -> trimesh.Trimesh:
+    import trimesh
+
+    rgba = [*(round(float(c) * 255) for c in color), 255]
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=rgba, metallicFactor=0.0, roughnessFactor=0.8)
+    visual = trimesh.visual.TextureVisuals(material=material)
+    return trimesh.Trimesh(_y_up(vertices), faces, visual=visual, process=False)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and numbers as JSON takes them, fractions to five decimals."""
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value.tolist()]
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value

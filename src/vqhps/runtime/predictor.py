@@ -1,0 +1,168 @@
+"""From a photo to the people in it: detector, crop, graph, and back into the full frame."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vqhps.crop import crop_image
+from vqhps.errors import VqhpsError
+from vqhps.geometry import crop_from_box, default_focal, full_translation, project_perspective
+from vqhps.runtime.bundle import Bundle, BundleOutput, default_bundle
+
+if TYPE_CHECKING:
+    from vqhps.runtime.detect import Detection, Detector
+
+logger = logging.getLogger(__name__)
+
+_MIN_SCALE = 0.05  # 1/m: a crop of 40 m; a network that says less (or a negative scale) has no idea
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One person in a photo of width W and height H. Camera axes: x right, y down, z forward; pixels are those of the photo.
+
+    Attributes:
+        box: (4,) xyxy px.
+        score: of the detection, in [0, 1].
+        vertices: (V, 3) m, in the camera frame of the photo.
+        joints: (17, 3) m, COCO-17, same frame.
+        joints2d: (17, 2) px, perspective projection of `joints`.
+        rotation: (3, 3) canonical -> camera.
+        translation: (3,) m, position of the canonical body's origin in the camera frame of the photo.
+        camera: (3,) weak perspective of the crop, `(s, tx, ty)`: 1/m, m, m.
+        crop_center: (2,) px.
+        crop_size: side of the square crop, px.
+        focal: px; the principal point is the centre of the photo.
+        indices: (T,) tokens of the body.
+    """
+
+    box: np.ndarray
+    score: float
+    vertices: np.ndarray
+    joints: np.ndarray
+    joints2d: np.ndarray
+    rotation: np.ndarray
+    translation: np.ndarray
+    camera: np.ndarray
+    crop_center: np.ndarray
+    crop_size: float
+    focal: float
+    indices: np.ndarray
+
+
+class Predictor:
+    """Finds people in photos and recovers their body meshes. Not thread-safe: one object a thread."""
+
+    def __init__(self, bundle: Bundle | Path | str | None = None, detector: Detector | None = None) -> None:
+        """Load the model.
+
+        Args:
+            bundle: a loaded bundle or its folder; the shipped one by default.
+            detector: finds the people where no boxes are given; BlazePose by default, loaded when first needed.
+        """
+        if bundle is None:
+            bundle = default_bundle()
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self._detector = detector
+
+    def predict(
+        self, image: np.ndarray, boxes: Sequence[Sequence[float]] | np.ndarray | None = None, focal: float | None = None
+    ) -> list[Prediction]:
+        """Recover every person of a photo.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, upright.
+            boxes: (N, 4) xyxy px around each person; found by the detector by default.
+            focal: px; a guess from the size of the photo by default.
+
+        Returns:
+            One entry a box, or, without boxes, a person found, best first; empty where nobody is found.
+
+        Raises:
+            VqhpsError: the image, a box or the focal length is not what it should be.
+        """
+        height, width = _check_image(image)
+        if focal is None:
+            focal = default_focal(width, height)
+        if not (np.isfinite(focal) and focal > 0):
+            raise VqhpsError(f"the focal length must be a positive number of pixels, got {focal}")
+        people = self.detect(image) if boxes is None else _given(boxes, width, height)
+        if not people:
+            return []
+        center, size = crop_from_box(np.stack([p.box for p in people]).astype(np.float64), self.bundle.info.crop_scale)
+        side = self.bundle.info.input_size
+        crops = np.stack([crop_image(image, c, s, side) for c, s in zip(center, size, strict=True)])
+        return _to_full_frame(people, self.bundle.run(crops), (center, size), focal, (width, height))
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Find people: boxes and, if the detector gives them, keypoints, of an RGB image (H, W, 3) uint8."""
+        if self._detector is None:
+            from vqhps.runtime.detect import BlazePoseDetector
+
+            self._detector = BlazePoseDetector()
+        return self._detector(image)
+
+
+def _check_image(image: np.ndarray) -> tuple[int, int]:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise VqhpsError(f"an image must be an (H, W, 3) uint8 array in RGB, got {got}")
+    if min(image.shape[:2]) == 0:
+        raise VqhpsError(f"an image must not be empty, got shape {image.shape}")
+    return image.shape[0], image.shape[1]
+
+
+def _given(boxes: Sequence[Sequence[float]] | np.ndarray, width: int, height: int) -> list[Detection]:
+    """Boxes of the user as detections with score 1."""
+    from vqhps.runtime.detect import BoxDetector, Detection
+
+    people = [Detection(box=box, score=1.0) for box in BoxDetector(boxes).boxes]
+    for person in people:
+        x0, y0, x1, y1 = person.box
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise VqhpsError(f"the box {x0:g} {y0:g} {x1:g} {y1:g} lies outside the photo of {width} x {height} px")
+    return people
+
+
+def _to_full_frame(
+    people: list[Detection],
+    output: BundleOutput,
+    crop: tuple[np.ndarray, np.ndarray],
+    focal: float,
+    photo_size: tuple[int, int],
+) -> list[Prediction]:
+    """Move bodies from their crops' cameras (centre (N, 2) and size (N,) px) into that of the photo (width, height px)."""
+    count, (center, size) = len(people), crop
+    camera = output.camera.astype(np.float64)
+    if (camera[:, 0] < _MIN_SCALE).any():
+        logger.warning("the model is unsure how far away a person is; the distance is cut off")
+        camera[:, 0] = np.maximum(camera[:, 0], _MIN_SCALE)
+    principal = np.tile(np.asarray(photo_size, np.float64) / 2, (count, 1))
+    translation = full_translation(camera, center, size, np.full(count, float(focal)), principal)
+    intrinsics = np.zeros((count, 3, 3))
+    intrinsics[:, [0, 1], [0, 1]], intrinsics[:, :2, 2], intrinsics[:, 2, 2] = focal, principal, 1
+    joints = output.joints + translation[:, None]
+    joints2d = project_perspective(joints, intrinsics)
+    return [
+        Prediction(
+            box=np.asarray(people[i].box, np.float32),
+            score=float(people[i].score),
+            vertices=(output.vertices[i] + translation[i]).astype(np.float32),
+            joints=joints[i].astype(np.float32),
+            joints2d=joints2d[i].astype(np.float32),
+            rotation=output.rotation[i],
+            translation=translation[i].astype(np.float32),
+            camera=camera[i].astype(np.float32),
+            crop_center=center[i].astype(np.float32),
+            crop_size=float(size[i]),
+            focal=float(focal),
+            indices=output.indices[i],
+        )
+        for i in range(count)
+    ]

@@ -1,0 +1,170 @@
+"""Pictures of predicted meshes by ray casting on the CPU: over the photo, and from the side. No GL, no display."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from vqhps.errors import VqhpsError
+from vqhps.runtime.predictor import Prediction
+
+_MAX_SIDE = 1920  # px; over a larger photo the mesh is cast at this size and enlarged
+_NEAR = 0.05  # m
+_LIGHTS = (((-0.45, -0.65, -0.6), 0.62), ((0.7, -0.1, -0.5), 0.22), ((0.0, 0.8, -0.3), 0.08))  # towards it, strength
+_AMBIENT = 0.30
+_PANEL_MARGIN = 0.08  # of the height of the side view
+
+
+def person_color(index: int) -> np.ndarray:
+    """Colour (3,) in [0, 1] of the person with this number; neighbours in number are far apart in hue."""
+    hue = (0.57 + index * 0.381966) % 1.0  # golden-angle steps
+    return np.array(colorsys.hls_to_rgb(hue, 0.66, 0.62))
+
+
+def render_overlay(
+    image: np.ndarray, people: Sequence[Prediction], faces: np.ndarray, opacity: float = 0.85
+) -> np.ndarray:
+    """Draw meshes over their photo, in perspective.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        people: predictions for this photo; nearer ones hide those behind.
+        faces: (F, 3) of their mesh.
+        opacity: of the meshes, in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8 RGB, a new array.
+    """
+    result = image.copy()
+    height, width = image.shape[:2]
+    shrink = min(1.0, _MAX_SIDE / max(height, width))
+    small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    rect = _bounds(people, (width, height), small)
+    if rect is None:
+        return result
+    x0, y0, x1, y1 = rect
+    scale = np.array([small[0] / width, small[1] / height])
+    columns, rows = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
+    pixels = np.stack([columns, rows], -1) / scale - (width / 2, height / 2)
+    rays = np.ones((*pixels.shape[:2], 3), np.float32)
+    rays[..., :2] = pixels / people[0].focal
+    origins = np.zeros_like(rays)
+    layer = _cast([p.vertices for p in people], faces, origins, rays)
+    corner = np.round(np.array([[x0, y0], [x1, y1]]) / scale).astype(int)
+    window = result[corner[0, 1] : corner[1, 1], corner[0, 0] : corner[1, 0]]
+    if window.shape[:2] != layer.shape[:2]:
+        layer = cv2.resize(layer, (window.shape[1], window.shape[0]), interpolation=cv2.INTER_LINEAR)
+    window[:] = _blend(window, layer, opacity)
+    return result
+
+
+def render_side(people: Sequence[Prediction], faces: np.ndarray, height: int = 640) -> np.ndarray:
+    """Draw each mesh from the side: turned by 90 degrees about the vertical through its centre.
+
+    Orthographic, one panel a person, all at one scale, on white; the photo's camera is to the left.
+
+    Args:
+        people: predictions.
+        faces: (F, 3) of their mesh.
+        height: of the picture, px.
+
+    Returns:
+        (height, W, 3) uint8 RGB; W grows with the number of people.
+    """
+    if not people:
+        raise VqhpsError("there is nobody to draw from the side")
+    turned = [_turn_to_side(p.vertices) for p in people]
+    half = np.max([np.abs(v).max(axis=0) for v in turned], axis=0)
+    metre = height * (1 - 2 * _PANEL_MARGIN) / (2 * max(half[1], half[0] / 2, 1e-6))  # px
+    width = int(np.ceil(2 * half[0] * metre + 2 * _PANEL_MARGIN * height))
+    panels = []
+    for index, vertices in enumerate(turned):
+        columns, rows = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
+        origins = np.stack([columns / metre, rows / metre, np.full_like(rows, -half[2] - 1)], -1).astype(np.float32)
+        rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
+        layer = _cast([vertices], faces, origins, rays, first_color=index)
+        panels.append(_blend(np.full((height, width, 3), 255, np.uint8), layer, 1.0))
+    return np.concatenate(panels, axis=1)
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals (V, 3) of a mesh, faces weighted by their area."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    face_normals = np.cross(b - a, c - a)
+    corner = faces.ravel()
+    weight = np.repeat(face_normals, 3, axis=0)
+    sums = [np.bincount(corner, weight[:, axis], minlength=len(vertices)) for axis in range(3)]
+    normals = np.stack(sums, -1)
+    return (normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _turn_to_side(vertices: np.ndarray) -> np.ndarray:
+    """Centre the bounding box and turn it so that the old depth axis points right."""
+    centred = vertices - (vertices.max(axis=0) + vertices.min(axis=0)) / 2
+    return np.stack([centred[:, 2], centred[:, 1], -centred[:, 0]], -1)
+
+
+def _bounds(
+    people: Sequence[Prediction], photo: tuple[int, int], small: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Rectangle (x0, y0, x1, y1) of the shrunk photo that the projected meshes touch; `None` if they are out of sight."""
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for person in people:
+        z = person.vertices[:, 2:]
+        if z.min() < _NEAR:  # reaches behind the camera: no bound by projecting the vertices
+            low, high = np.zeros(2), np.array(photo, float)
+            break
+        points = person.vertices[:, :2] / z * person.focal + np.array(photo) / 2
+        low, high = np.minimum(low, points.min(axis=0)), np.maximum(high, points.max(axis=0))
+    scale = np.array(small) / photo
+    x0, y0 = (int(v) for v in np.clip(np.floor(low * scale) - 2, 0, small))
+    x1, y1 = (int(v) for v in np.clip(np.ceil(high * scale) + 2, 0, small))
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def _cast(
+    bodies: Sequence[np.ndarray], faces: np.ndarray, origins: np.ndarray, rays: np.ndarray, first_color: int = 0
+) -> np.ndarray:
+    """Shade what rays (h, w, 3) hit first: (h, w, 4) uint8, colour times coverage, and coverage, with softened edges."""
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+
+    count = len(bodies[0])
+    vertices = np.concatenate(bodies).astype(np.float32)
+    triangles = np.concatenate([faces + i * count for i in range(len(bodies))]).astype(np.int32)
+    scene = EmbreeScene()
+    TriangleMesh(scene, vertices, triangles)
+    flat_rays = np.ascontiguousarray(rays.reshape(-1, 3), np.float32)
+    hits = scene.run(np.ascontiguousarray(origins.reshape(-1, 3), np.float32), flat_rays, output=True)
+    hit = np.flatnonzero(hits["primID"] >= 0)
+    triangle, u, v = hits["primID"][hit], hits["u"][hit, None], hits["v"][hit, None]
+    normals = np.concatenate([vertex_normals(body, faces) for body in bodies])
+    a, b, c = (normals[triangles[triangle, i]] for i in range(3))
+    colors = np.array([person_color(first_color + i) for i in range(len(bodies))], np.float32)
+    shaded = _shade((1 - u - v) * a + u * b + v * c, flat_rays[hit], colors[triangle // len(faces)])
+    layer = np.zeros((flat_rays.shape[0], 4), np.uint8)
+    layer[hit, :3] = shaded
+    layer[hit, 3] = 255
+    return cv2.GaussianBlur(layer.reshape(*rays.shape[:2], 4), (3, 3), 0.6)
+
+
+def _shade(normals: np.ndarray, rays: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Light P surface points with normals and view rays (P, 3) and colours (P, 3) in [0, 1]: (P, 3) uint8."""
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+    facing = np.einsum("pc,pc->p", normals, rays) / np.linalg.norm(rays, axis=-1)
+    normals = np.where(facing[:, None] > 0, -normals, normals)  # inner sides are lit like outer ones
+    light = np.full(len(normals), _AMBIENT, np.float32)
+    for direction, strength in _LIGHTS:
+        towards = np.array(direction, np.float32) / np.linalg.norm(direction)
+        light += strength * np.maximum(normals @ towards.astype(np.float32), 0)
+    rim = 0.18 * (1 - np.abs(facing)) ** 3
+    return np.clip((colors * light[:, None] + rim[:, None]) * 255, 0, 255).astype(np.uint8)
+
+
+def _blend(picture: np.ndarray, layer: np.ndarray, opacity: float) -> np.ndarray:
+    """A layer (h, w, 4) of colour times coverage, and coverage, over a picture (h, w, 3); both uint8."""
+    keep = 1 - layer[..., 3:].astype(np.float32) * (opacity / 255)
+    return np.clip(picture * keep + layer[..., :3] * np.float32(opacity) + 0.5, 0, 255).astype(np.uint8)

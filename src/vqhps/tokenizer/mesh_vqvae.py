@@ -1,0 +1,140 @@
+"""Mesh-VQ-VAE: a body mesh as a few discrete tokens (VQ-HPS, ECCV 2024, section 3.1)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vqhps.body.topology import Level
+from vqhps.tokenizer.networks import ComponentNetwork, ConvNetwork
+from vqhps.tokenizer.quantizer import EMAQuantizer
+
+
+@dataclass(frozen=True)
+class MeshVQVAEConfig:
+    """Settings of a `MeshVQVAE`.
+
+    Attributes:
+        network: `conv`, the published local design; `components`, tokens that each speak for the whole body.
+        sizes: vertices of each pooled mesh; the last is the number of tokens T.
+        num_codes: K, size of a codebook.
+        code_dim: D, length of a code.
+        shared_codebook: one codebook for all tokens, as published, or one for each.
+        channels: conv: of the convolution before each pooling.
+        bases: conv: shared matrices of a mesh convolution.
+        neighbours: conv: of a vertex in a convolution.
+        components: components: principal components of the decoded mesh.
+        width: components: of the residual MLPs.
+        blocks: components: residual blocks on each side.
+        decay: of the codebook's moving averages.
+    """
+
+    network: Literal["conv", "components"] = "components"
+    sizes: tuple[int, ...] = (400, 150, 54)
+    num_codes: int = 512
+    code_dim: int = 2
+    shared_codebook: bool = False
+    channels: tuple[int, ...] = (32, 64, 128)
+    bases: int = 9
+    neighbours: int = 9
+    components: int = 256
+    width: int = 512
+    blocks: int = 2
+    decay: float = 0.99
+
+
+class BodyMesh(nn.Module):
+    """What a tokenizer knows of its body, all in buffers: meshes, hierarchy, upsampler, joint regressors.
+
+    Args:
+        tensors: `faces` (F, 3) of the full mesh; `template` (Vc, 3), the coarse one, canonical; `upsample_indices` and
+            `upsample_weights` (V, N) from coarse to full; `weight` (Vc,), share of each coarse vertex in the error;
+            `conv_l`, `pool_l`, `unpool_l` of each level; `regressor_NAME` (J, Vc).
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name, value)
+
+    @staticmethod
+    def level_tensors(levels: list[Level]) -> dict[str, Tensor]:
+        """The hierarchy in the form the constructor takes."""
+        parts = ("conv", "pool", "unpool")
+        return {
+            f"{part}_{i}": torch.as_tensor(getattr(level, part)).long()
+            for i, level in enumerate(levels)
+            for part in parts
+            if getattr(level, part) is not None
+        }
+
+
+class MeshVQVAE(nn.Module):
+    """Tokenizer of canonical body meshes.
+
+    Args:
+        config: settings.
+        mesh: the body.
+    """
+
+    def __init__(self, config: MeshVQVAEConfig, mesh: BodyMesh) -> None:
+        super().__init__()
+        self.config = config
+        self.mesh = mesh
+        self.network = (ConvNetwork if config.network == "conv" else ComponentNetwork)(config, mesh)
+        books = 1 if config.shared_codebook else config.sizes[-1]
+        self.quantizer = EMAQuantizer(books, config.num_codes, config.code_dim, config.decay)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, tokens of a mesh."""
+        return self.config.sizes[-1]
+
+    @property
+    def num_codes(self) -> int:
+        """K, size of a codebook."""
+        return self.config.num_codes
+
+    @property
+    def codebook(self) -> Float[Tensor, "G K D"]:
+        """The codes; G is 1 for a shared codebook, else T."""
+        return self.quantizer.codebook
+
+    def regressor(self, name: str) -> Float[Tensor, "J Vc"]:
+        """A named joint regressor on the coarse mesh."""
+        return self.mesh.get_buffer(f"regressor_{name}")
+
+    def latents(self, vertices: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B T D"]:
+        """Latents before quantization of canonical coarse vertices, metres."""
+        return self.network.encode(vertices - self.mesh.get_buffer("template"))
+
+    def decode_latents(self, quantized: Float[Tensor, "B T D"]) -> Float[Tensor, "B Vc 3"]:
+        """Canonical coarse vertices, metres, from codes or anything between them; differentiable."""
+        return self.network.decode(quantized) + self.mesh.get_buffer("template")
+
+    def encode(self, vertices: Float[Tensor, "B Vc 3"]) -> Int[Tensor, "B T"]:
+        """Tokens of canonical coarse vertices, metres."""
+        return self.quantizer.nearest(self.latents(vertices))
+
+    def decode(self, indices: Int[Tensor, "B T"]) -> Float[Tensor, "B Vc 3"]:
+        """Canonical coarse vertices of tokens, metres."""
+        return self.decode_latents(self.quantizer.codes(indices))
+
+    def decode_expected(self, probability: Float[Tensor, "B T K"]) -> Float[Tensor, "B Vc 3"]:
+        """Canonical coarse vertices of the mean code under a distribution over codes; differentiable."""
+        return self.decode_latents(self.quantizer.expected_codes(probability))
+
+    def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]:
+        """Full mesh from the coarse one."""
+        near = coarse[:, self.mesh.get_buffer("upsample_indices")]
+        return torch.einsum("vn,bvnc->bvc", self.mesh.get_buffer("upsample_weights"), near)
+
+    def forward(
+        self, vertices: Float[Tensor, "B Vc 3"]
+    ) -> tuple[Float[Tensor, "B Vc 3"], Int[Tensor, "B T"], Float[Tensor, ""]]:
+        """Reconstruct: vertices, tokens and commitment loss."""
+        quantized, indices, commitment = self.quantizer(self.latents(vertices))
+        return self.decode_latents(quantized), indices, commitment

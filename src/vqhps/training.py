@@ -1,0 +1,187 @@
+"""The training loop of the tokenizer, over Lightning Fabric."""
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from vqhps.checkpoint import CheckpointCard, save_checkpoint
+from vqhps.config import to_dict
+from vqhps.data.bodies import BodyStream, test_bodies
+from vqhps.errors import VqhpsError
+from vqhps.evaluation.tokenizer import tokenizer_errors
+from vqhps.tokenizer.build import anny_tokenizer
+from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
+from vqhps.tokenizer.networks import ComponentNetwork
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenizerTrainingConfig:
+    """A run of `vqhps train tokenizer`.
+
+    Attributes:
+        data_root: folder that holds `mocap/`.
+        out: folder of the run; a run found there goes on where it stopped.
+        model: settings of the tokenizer.
+        steps: training steps in all.
+        batch_size: bodies a step.
+        learning_rate: highest rate of Adam; rises over `warmup` steps and falls to zero as a cosine.
+        warmup: steps.
+        commitment: weight of the commitment loss.
+        children: bodies of all ages instead of adults only.
+        evaluate_every: steps between evaluations on the held-out subjects.
+        save_minutes: between saved states.
+        seed: of everything random.
+        threads: of the processor; 0 for all.
+    """
+
+    data_root: str
+    out: str = "runs/tokenizer"
+    model: MeshVQVAEConfig = MeshVQVAEConfig()
+    steps: int = 10000
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    warmup: int = 200
+    commitment: float = 0.25
+    children: bool = False
+    evaluate_every: int = 1000
+    save_minutes: float = 3.0
+    seed: int = 0
+    threads: int = 0
+
+
+def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
+    """Train a Mesh-VQ-VAE on the default body; resumes a run that was stopped, exactly.
+
+    Returns:
+        The checkpoint, `out/checkpoint`. `out/log.jsonl` keeps the errors on the held-out subjects.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    out = Path(config.out)
+    fabric = Fabric(accelerator="auto", devices=1)
+    fabric.seed_everything(config.seed)
+    stream = BodyStream.training(Path(config.data_root), config.children)
+    model = anny_tokenizer(config.model)
+    if not (out / "state.pt").exists():
+        _initialise(model, stream, config.seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=False)
+    start = _resume(out, config, model, average, optimizer)
+    model, optimizer = fabric.setup(model, optimizer)
+    coarse, full, _ = test_bodies(Path(config.data_root))
+    weight = model.mesh.get_buffer("weight")
+    saved = time.monotonic()
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="tokenizer", mininterval=2)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config.warmup, config.steps)
+        vertices = fabric.to_device(stream.batch(config.batch_size, (config.seed, step)))
+        rebuilt, _, commitment = model(vertices)
+        distance = ((rebuilt - vertices).norm(dim=-1) * weight).sum(1).mean()
+        optimizer.zero_grad()
+        fabric.backward(distance + config.commitment * commitment)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        average.update_parameters(model.module)
+        bar.set_postfix_str(f"{1000 * distance.item():.2f} mm", refresh=False)
+        last = step + 1 == config.steps
+        if (step + 1) % config.evaluate_every == 0 or last:
+            _report(out, step + 1, _averaged(model.module, average), coarse, full)
+        if time.monotonic() - saved > 60 * config.save_minutes or last:
+            _save_state(out, config, step + 1, model.module, average, optimizer)
+            saved = time.monotonic()
+    return _finish(out, config, _averaged(model.module, average), coarse, full)
+
+
+def _initialise(model: MeshVQVAE, stream: BodyStream, seed: int) -> None:
+    """Start from what needs no training: principal components, and codes placed by k-means."""
+    offsets = torch.cat([stream.batch(512, (seed, 0, i)) for i in range(32)]) - model.mesh.get_buffer("template")
+    if isinstance(model.network, ComponentNetwork):
+        log.info("principal components of %d bodies", len(offsets))
+        model.network.initialise(offsets, model.mesh.get_buffer("weight"))
+    with torch.no_grad():
+        latents = torch.cat([model.network.encode(part) for part in offsets.split(64)])
+    log.info("k-means codes")
+    model.quantizer.initialise(latents)
+
+
+def _schedule(step: int, warmup: int, steps: int) -> float:
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _averaged(model: MeshVQVAE, average: AveragedModel) -> MeshVQVAE:
+    """The model with averaged weights and its own current codebook."""
+    merged: MeshVQVAE = average.module  # type: ignore[assignment]
+    for mine, theirs in zip(merged.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
+    return merged.eval()
+
+
+def _report(out: Path, step: int, model: MeshVQVAE, coarse: Tensor, full: Tensor) -> None:
+    errors = tokenizer_errors(model, coarse, full)
+    row = {"step": step, "pve_mm": errors["pve_mm"].mean().item(), "perplexity": errors["perplexity"]}
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    tqdm.write(f"step {step}: PVE {row['pve_mm']:.2f} mm on held-out subjects, perplexity {row['perplexity']:.0f}")
+
+
+def _save_state(
+    out: Path,
+    config: TokenizerTrainingConfig,
+    step: int,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    state = {
+        "config": to_dict(config),
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    torch.save(state, out / "state.pt.partial")
+    (out / "state.pt.partial").replace(out / "state.pt")
+
+
+def _resume(
+    out: Path,
+    config: TokenizerTrainingConfig,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    path = out / "state.pt"
+    out.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["config"]["model"] != to_dict(config)["model"]:
+        raise VqhpsError(f"{out} holds a run with other model settings; name another folder with --out")
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    log.info("resumed %s at step %d", out, state["step"])
+    return int(state["step"])
+
+
+def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, coarse: Tensor, full: Tensor) -> Path:
+    errors = tokenizer_errors(model, coarse, full)
+    metrics = {"PVE on held-out CMU subjects, full mesh, mm": errors["pve_mm"].mean().item()}
+    notes = f"Mesh-VQ-VAE, {model.num_tokens} tokens x {model.num_codes} codes, trained on mocap for {config.steps} steps."
+    save_checkpoint(out / "checkpoint", model, CheckpointCard("mesh_vqvae", "anny", metrics, notes), half=True)
+    return out / "checkpoint"
