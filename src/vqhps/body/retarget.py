@@ -2,11 +2,14 @@
 
 A source skeleton is known by the offsets of its rest pose (all rotations zero). Where source and body rest with
 limbs in different directions (T-pose against A-pose), each limb bone gets a constant rest-pose correction that turns
-the body's limb onto the source's; trunk, head and feet rest alike. Global bone rotations are then copied.
+the body's limb onto the source's; trunk, head and feet rest alike. Global bone rotations are then copied. Where a source
+has more joints in a limb than the body (twist bones), the limb is last turned the shortest way to where the source's
+limb points.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,15 @@ class Skeleton:
         out = np.empty_like(local)
         for joint, parent in enumerate(self.parents):
             out[:, joint] = local[:, joint] if parent < 0 else out[:, parent] @ local[:, joint]
+        return out
+
+    def positions(self, local: Float[np.ndarray, "T J 3 3"]) -> Float[np.ndarray, "T J 3"]:
+        """Positions of the joints relative to the root, in the world of the skeleton."""
+        turns = self.global_rotations(local)
+        out = np.zeros((*local.shape[:2], 3))
+        for joint, parent in enumerate(self.parents):
+            if parent >= 0:
+                out[:, joint] = out[:, parent] + turns[:, parent] @ self.offsets[joint]
         return out
 
 
@@ -133,6 +145,7 @@ def retarget(
     source = axes @ skeleton.global_rotations(local) @ axes.T
     corrections = _rest_corrections(skeleton.rest() @ axes.T, joints, list(bone_names), rest_joints)
     world = {b: source[:, j] @ corrections.get(b, np.eye(3)) for b, j in joints.items()}
+    _align_limbs(world, skeleton.positions(local) @ axes.T, joints, list(bone_names), rest_joints)
     _spread(world)
     pose = np.tile(np.eye(3, dtype=np.float32), (len(local), len(bone_names), 1, 1))
     turned = [world["Hips"]]
@@ -154,8 +167,7 @@ def _rest_corrections(
     for side in ("Left", "Right"):
         for limb in _LIMBS:
             turn = np.eye(3)
-            for bone, child in zip(limb, limb[1:], strict=False):
-                bone, child = side + bone, side + child
+            for bone, child in pairwise(side + part for part in limb):
                 have = turn @ (rest_joints[names.index(child)] - rest_joints[names.index(bone)])
                 turn = _shortest_turn(have, source_rest[joints[child]] - source_rest[joints[bone]]) @ turn
                 corrections[bone] = turn
@@ -163,13 +175,28 @@ def _rest_corrections(
     return corrections
 
 
-def _shortest_turn(source: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    a, b = source / np.linalg.norm(source), target / np.linalg.norm(target)
+def _shortest_turn(source: Float[np.ndarray, "*T 3"], target: Float[np.ndarray, "*T 3"]) -> Float[np.ndarray, "*T 3 3"]:
+    a = source / np.linalg.norm(source, axis=-1, keepdims=True)
+    b = target / np.linalg.norm(target, axis=-1, keepdims=True)
     axis = np.cross(a, b)
-    sine = np.linalg.norm(axis)
-    if sine < 1e-6:
-        return np.eye(3)
-    return Rotation.from_rotvec(axis / sine * np.arctan2(sine, a @ b)).as_matrix()
+    sine = np.linalg.norm(axis, axis=-1, keepdims=True)
+    angle = np.arctan2(sine, (a * b).sum(-1, keepdims=True))
+    return Rotation.from_rotvec(axis / np.maximum(sine, 1e-9) * angle).as_matrix()
+
+
+def _align_limbs(
+    world: dict[str, Float[np.ndarray, "T 3 3"]],
+    positions: Float[np.ndarray, "T J 3"],
+    joints: dict[str, int],
+    names: list[str],
+    rest_joints: Float[np.ndarray, "K 3"],
+) -> None:
+    """Turn each limb bone the shortest way to the direction that the source's joints have."""
+    for side in ("Left", "Right"):
+        for limb in _LIMBS:
+            for bone, child in pairwise(side + part for part in limb):
+                have = world[bone] @ (rest_joints[names.index(child)] - rest_joints[names.index(bone)])
+                world[bone] = _shortest_turn(have, positions[:, joints[child]] - positions[:, joints[bone]]) @ world[bone]
 
 
 def _spread(world: dict[str, Float[np.ndarray, "T 3 3"]]) -> None:
@@ -236,6 +263,6 @@ def _parse_bvh(tokens: list[str]) -> tuple[Skeleton, Float[np.ndarray, "T J 3 3"
     local = np.tile(np.eye(3), (frames, len(names), 1, 1))
     for column, (joint, kind) in enumerate(channels):
         if kind.endswith("rotation"):
-            turn = Rotation.from_euler(kind[0].lower(), motion[:, column], degrees=True).as_matrix()
-            local[:, joint] = local[:, joint] @ turn
+            axis = np.eye(3)["XYZ".index(kind[0])]
+            local[:, joint] = local[:, joint] @ Rotation.from_rotvec(motion[:, column, None] * axis, degrees=True).as_matrix()
     return Skeleton(tuple(names), tuple(parents), np.array(offsets)), local, 1 / step if step > 0 else 30.0

@@ -1,0 +1,176 @@
+"""Mesh convolution, quantizer, tokenizer."""
+
+import numpy as np
+import pytest
+import torch
+from shared import tiny_bodies, tiny_tokenizer
+
+from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
+from vqhps.errors import VqhpsError
+from vqhps.tokenizer.mesh_conv import MeshConv, MeshPool
+from vqhps.tokenizer.networks import ComponentNetwork
+from vqhps.tokenizer.quantizer import EMAQuantizer, perplexity
+
+
+@pytest.mark.parametrize("channels", [(3, 8), (8, 3), (5, 5)])
+def test_mesh_conv_equals_the_published_formula(channels):
+    """`y_p = sum_n (sum_w b[p,n,w] A_w) x_n + bias`, matrix for matrix, with gradients, on both sides of the order."""
+    torch.manual_seed(0)
+    neighbours = torch.randint(0, 20, (7, 4))
+    conv = MeshConv(neighbours, *channels, bases=3).double()
+    conv.bias.data.normal_()
+    x = torch.randn(20, 2, channels[0], dtype=torch.double, requires_grad=True)
+    expanded = torch.einsum("pnw,wio->pnio", conv.coefficients, conv.bases)
+    expected = torch.einsum("pnio,pnbi->pbo", expanded, x[neighbours]) + conv.bias
+    torch.testing.assert_close(conv(x), expected)
+    weight = torch.randn_like(expected)
+    inputs = [x, conv.coefficients, conv.bases]
+    ours = torch.autograd.grad((conv(x) * weight).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weight).sum(), inputs)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_pooling_keeps_constants_and_stays_inside():
+    pool = MeshPool(torch.randint(0, 20, (7, 4)))
+    pool.weights.data.normal_()
+    torch.testing.assert_close(pool(torch.full((20, 2, 3), 1.7)), torch.full((7, 2, 3), 1.7))
+    x = torch.rand(20, 2, 3)
+    assert pool(x).min() >= x.min() and pool(x).max() <= x.max()
+
+
+@pytest.mark.parametrize("books", [1, 6])
+def test_quantizer_takes_the_nearest_code(books):
+    torch.manual_seed(0)
+    quantizer = EMAQuantizer(books, 16, 3).eval()
+    latents = torch.randn(4, 6, 3)
+    quantized, indices, commitment = quantizer(latents)
+    for b in range(4):
+        for t in range(6):
+            distance = (quantizer.codebook[t % books] - latents[b, t]).square().sum(1)
+            assert indices[b, t] == distance.argmin()
+    torch.testing.assert_close(quantized, quantizer.codes(indices))
+    assert commitment == pytest.approx((latents - quantizer.codes(indices)).square().mean().item(), rel=1e-5)
+    one_hot = torch.nn.functional.one_hot(indices, 16).float()
+    torch.testing.assert_close(quantizer.expected_codes(one_hot), quantizer.codes(indices))
+
+
+def test_gradient_passes_straight_through():
+    quantizer = EMAQuantizer(1, 8, 2).eval()
+    latents = torch.randn(2, 3, 2, requires_grad=True)
+    quantizer(latents)[0].sum().backward()
+    torch.testing.assert_close(latents.grad, torch.ones_like(latents))
+
+
+def test_evaluation_leaves_the_codebook_bit_identical():
+    model = tiny_tokenizer().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model(tiny_bodies(8))
+    model.encode(tiny_bodies(8))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_codes_follow_their_latents_and_dead_ones_return():
+    torch.manual_seed(0)
+    quantizer = EMAQuantizer(1, 4, 2, decay=0.9).train()
+    quantizer.codebook.copy_(torch.tensor([[[0.0, 0.0], [10.0, 0.0], [50.0, 50.0], [60.0, 50.0]]]))
+    quantizer.sums.copy_(quantizer.codebook)
+    centres = torch.tensor([[1.0, 0.0], [9.0, 1.0], [1.0, 6.0], [9.0, -6.0]])
+    for _ in range(300):
+        quantizer((centres[torch.randint(4, (64,))] + 0.1 * torch.randn(64, 2))[None])
+    nearest = torch.cdist(centres, quantizer.codebook[0]).min(1).values
+    assert nearest.median() < 0.3  # codes sit on their clusters ...
+    assert (quantizer.codebook[0].norm(dim=1) < 12).all()  # ... and the two far ones came back
+    assert (quantizer.usage[0] > 1).all()
+
+
+@pytest.mark.parametrize("indices, value", [([[0], [0]], 1.0), ([[0], [1], [2], [3]], 4.0)])
+def test_perplexity_counts_codes_in_use(indices, value):
+    assert perplexity(torch.tensor(indices), 8) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("network", ["components", "conv"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_encode_and_decode_any_batch(network, batch):
+    model = tiny_tokenizer(network).eval()
+    bodies = tiny_bodies(batch)
+    indices = model.encode(bodies)
+    assert indices.shape == (batch, 6) and indices.dtype == torch.int64
+    decoded = model.decode(indices)
+    assert decoded.shape == bodies.shape
+    torch.testing.assert_close(decoded, model(bodies)[0])
+    assert torch.equal(model.encode(bodies[-1:]), indices[-1:])
+
+
+@pytest.mark.parametrize("network", ["components", "conv"])
+def test_it_learns_bodies(network):
+    """A short training lowers the error on unseen bodies well below that of the mean body."""
+    model = tiny_tokenizer(network, code_dim=2 if network == "components" else 4)
+    train, test = tiny_bodies(256), tiny_bodies(64, seed=1)
+    template = model.mesh.get_buffer("template")
+    if isinstance(model.network, ComponentNetwork):
+        model.network.initialise(train - template, model.mesh.get_buffer("weight"))
+    with torch.no_grad():
+        model.quantizer.initialise(model.latents(train))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        batch = train[torch.randint(len(train), (32,), generator=generator)]
+        rebuilt, _, commitment = model(batch)
+        loss = (rebuilt - batch).norm(dim=-1).mean() + 0.25 * commitment
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    error = (model.decode(model.encode(test)) - test).norm(dim=-1).mean()
+    mean_body = (train.mean(0) - test).norm(dim=-1).mean()
+    assert error < (0.15 if network == "components" else 0.5) * mean_body
+
+
+def test_token_carries_strong_and_weak_components():
+    network = tiny_tokenizer().network
+    assert network.order.tolist() == [[0, 11], [1, 10], [2, 9], [3, 8], [4, 7], [5, 6]]
+
+
+def test_checkpoint_rebuilds_itself(tmp_path):
+    model = tiny_tokenizer().eval()
+    save_checkpoint(tmp_path / "c", model, CheckpointCard("mesh_vqvae", "capsule", {"pve": 1.0}))
+    again = load_checkpoint(tmp_path / "c", "mesh_vqvae")
+    assert not again.training
+    bodies = tiny_bodies(3)
+    assert torch.equal(again.decode(again.encode(bodies)), model.decode(model.encode(bodies)))
+
+
+def test_half_checkpoint_is_half_the_size_and_close(tmp_path):
+    model = tiny_tokenizer().eval()
+    card = CheckpointCard("mesh_vqvae")
+    save_checkpoint(tmp_path / "full", model, card)
+    save_checkpoint(tmp_path / "half", model, card, half=True)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("half", "full")]
+    assert sizes[0] < 0.65 * sizes[1]
+    indices = model.encode(tiny_bodies(3))
+    again = load_checkpoint(tmp_path / "half")
+    model.requires_grad_(False), again.requires_grad_(False)
+    np.testing.assert_allclose(again.decode(indices).numpy(), model.decode(indices).numpy(), atol=2e-3)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "json", "kind", "key", "tensor"])
+def test_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
+    folder = tmp_path / "c"
+    save_checkpoint(folder, tiny_tokenizer(), CheckpointCard("mesh_vqvae"))
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    text = config.read_text()
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "json":
+        config.write_text(text[:-20])
+    elif damage == "kind":
+        config.write_text(text.replace("mesh_vqvae", "mystery"))
+    elif damage == "key":
+        config.write_text(text.replace('"num_codes"', '"num_coeds"'))
+    else:
+        config.write_text(text.replace('"num_codes": 16', '"num_codes": 17'))
+    with pytest.raises(VqhpsError) as caught:
+        load_checkpoint(folder)
+    assert "\n" not in str(caught.value)
