@@ -22,8 +22,8 @@ def crop_matrix(
         center: (2,) of the crop, full-frame px.
         size: side of the crop, full-frame px.
         output_size: side of the crop in its own px.
-        rotation_deg: turns the content about the centre; positive is clockwise as seen (x towards y), that is, 3D points
-            in camera axes turn by the same angle about +z.
+        rotation_deg: turns the content about the centre; positive is clockwise as seen (x towards y): 3D points in
+            camera axes turn by the same angle about +z.
         flip: mirrors left and right, after the rotation.
 
     Returns:
@@ -60,7 +60,9 @@ def crop_image(
     """
     center = np.asarray(center, np.float64)
     if not (np.isfinite(center).all() and math.isfinite(size) and size > 0):
-        raise VqhpsError(f"a crop needs a finite centre and a positive size in pixels, got centre {center}, size {size}")
+        raise VqhpsError(
+            f"a crop needs a finite centre and a positive size in pixels, got centre {center}, size {size}"
+        )
     full_to_crop = crop_matrix(center, size, output_size, rotation_deg, flip)
     linear = np.linalg.inv(full_to_crop[:, :2])
     offset = -linear @ full_to_crop[:, 2]
@@ -75,7 +77,7 @@ def crop_image(
 
 
 def _shrunk_window(image: np.ndarray, center: np.ndarray, reach: float, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Average `factor` x `factor` blocks of the window `center` +- `reach`; also its top-left corner (2,) in photo px."""
+    """Average `factor` x `factor` blocks of the window `center` +- `reach`; also its top-left corner (2,), photo px."""
     limit = np.array([image.shape[1], image.shape[0]])
     low = np.clip(np.floor(center - reach), 0, limit).astype(int)
     high = np.clip(np.ceil(center + reach), low, limit).astype(int)

@@ -116,7 +116,9 @@ def default_focal(width: int, height: int) -> float:
 def full_translation(camera: Array, center: Array, size: Array, focal: Array, principal: Array) -> Array:
     """Position in the full-frame camera that reprojects like the weak-perspective camera of the crop.
 
-    Depth follows from the scale, `z = 2 f / (s size)`; x and y from the crop's centre (CLIFF, ECCV 2022, eq. 5).
+    The crop's camera looks along the ray through the crop's centre (`ray_rotation`). Depth on that ray follows from the
+    scale, `2 f' / (s size)`, with `f'` the distance in px from the camera to the crop's centre; compare CLIFF (ECCV
+    2022), which keeps the axes of the full frame.
 
     Args:
         camera: (B, 3) `(s, tx, ty)`.
@@ -125,12 +127,13 @@ def full_translation(camera: Array, center: Array, size: Array, focal: Array, pr
         principal: (B, 2) px.
 
     Returns:
-        (B, 3) metres.
+        (B, 3) metres, full-frame camera axes.
     """
     xp = array_namespace(camera)
-    depth = 2 * focal / (camera[:, 0] * size)
-    offset = (center - principal) * (depth / focal)[:, None]
-    return xp.concat([camera[:, 1:] + offset, depth[:, None]], axis=-1)
+    offset = xp.linalg.vector_norm(center - principal, axis=-1)
+    depth = 2 * (focal**2 + offset**2) ** 0.5 / (camera[:, 0] * size)
+    position = xp.concat([camera[:, 1:], depth[:, None]], axis=-1)
+    return (ray_rotation(center, focal, principal) @ position[..., None])[..., 0]
 
 
 def procrustes(source: Array, target: Array) -> Array:
@@ -154,3 +157,26 @@ def procrustes(source: Array, target: Array) -> Array:
     variance = xp.sum(x * x, axis=(1, 2))
     scale = xp.sum(s * flip, axis=-1) / xp.clip(variance, 1e-12)
     return scale[:, None, None] * (x @ rotation) + target_mean
+
+
+def ray_rotation(center: Array, focal: Array, principal: Array) -> Array:
+    """Smallest rotation that turns the optical axis onto the viewing ray through a pixel.
+
+    A crop shows a body as a camera would that looks at the crop's centre. `ray_rotation @ rotation_crop` is the
+    rotation in the axes of the full-frame camera.
+
+    Args:
+        center: (B, 2) px, of the crops.
+        focal: (B,) px.
+        principal: (B, 2) px.
+
+    Returns:
+        (B, 3, 3): axes of the crop's camera -> axes of the full-frame camera.
+    """
+    xp = array_namespace(center)
+    ones = xp.ones_like(focal)[:, None]
+    ray = _normalise(xp.concat([(center - principal) / focal[:, None], ones], axis=-1))
+    x, y, z = ray[:, 0], ray[:, 1], ray[:, 2]
+    k = 1 / (1 + z)  # Rodrigues' formula for the axis (-y, x, 0)
+    rows = [[1 - k * x * x, -k * x * y, x], [-k * x * y, 1 - k * y * y, y], [-x, -y, z]]
+    return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vqhps.checkpoint import CheckpointCard, save_checkpoint
 from vqhps.config import to_dict
 from vqhps.data.bodies import BodyStream, test_bodies
+from vqhps.data.mocap import SOURCES, Source, load_poses
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.tokenizer import tokenizer_errors
 from vqhps.tokenizer.build import anny_tokenizer
@@ -39,6 +40,7 @@ class TokenizerTrainingConfig:
         warmup: steps.
         commitment: weight of the commitment loss.
         children: bodies of all ages instead of adults only.
+        sources: motion sets to train on.
         evaluate_every: steps between evaluations on the held-out subjects.
         save_minutes: between saved states.
         seed: of everything random.
@@ -54,6 +56,7 @@ class TokenizerTrainingConfig:
     warmup: int = 200
     commitment: float = 0.25
     children: bool = False
+    sources: tuple[Source, ...] = SOURCES
     evaluate_every: int = 1000
     save_minutes: float = 3.0
     seed: int = 0
@@ -71,7 +74,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     out = Path(config.out)
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.seed_everything(config.seed)
-    stream = BodyStream.training(Path(config.data_root), config.children)
+    stream = BodyStream(load_poses(Path(config.data_root), "train", 0.06, config.sources), config.children)
     model = anny_tokenizer(config.model)
     if not (out / "state.pt").exists():
         _initialise(model, stream, config.seed)
@@ -182,6 +185,8 @@ def _resume(
 def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, coarse: Tensor, full: Tensor) -> Path:
     errors = tokenizer_errors(model, coarse, full)
     metrics = {"PVE on held-out CMU subjects, full mesh, mm": errors["pve_mm"].mean().item()}
-    notes = f"Mesh-VQ-VAE, {model.num_tokens} tokens x {model.num_codes} codes, trained on mocap for {config.steps} steps."
+    notes = (
+        f"Mesh-VQ-VAE, {model.num_tokens} tokens x {model.num_codes} codes, trained on mocap for {config.steps} steps."
+    )
     save_checkpoint(out / "checkpoint", model, CheckpointCard("mesh_vqvae", "anny", metrics, notes), half=True)
     return out / "checkpoint"

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shared import DATA, needs_data
 
+from shared import DATA, needs_data
 from vqhps.body.anny import anny_body
 from vqhps.body.retarget import Skeleton, body_axes, match_joints, read_bvh, retarget
-from vqhps.data.mocap import MOCAP_TEST_SUBJECTS, _READERS, joint_positions, load_clips, load_poses
+from vqhps.data.mocap import _READERS, MOCAP_TEST_SUBJECTS, joint_positions, load_clips, load_poses
 from vqhps.errors import VqhpsError
 
 BONES = [
@@ -35,8 +35,13 @@ def limb(side: str, sign: int) -> str:
     """A leg that hangs down and an arm that points sideways."""
     end = "End Site { OFFSET 0 -5 0 } "
     joint = "JOINT {} {{ OFFSET {} {} 0 CHANNELS 3 Zrotation Xrotation Yrotation "
-    leg = "".join(joint.format(side + n, x, y) for n, x, y in (("UpLeg", 9 * sign, -5), ("Leg", 0, -40), ("Foot", 0, -40)))
-    arm = "".join(joint.format(side + n, x, y) for n, x, y in (("Arm", 18 * sign, 45), ("ForeArm", 28 * sign, 0), ("Hand", 24 * sign, 0)))
+    leg = "".join(
+        joint.format(side + n, x, y) for n, x, y in (("UpLeg", 9 * sign, -5), ("Leg", 0, -40), ("Foot", 0, -40))
+    )
+    arm = "".join(
+        joint.format(side + n, x, y)
+        for n, x, y in (("Arm", 18 * sign, 45), ("ForeArm", 28 * sign, 0), ("Hand", 24 * sign, 0))
+    )
     return leg + end + "} } } " + arm + end + "} } } "
 
 
@@ -143,5 +148,5 @@ def test_held_out_subjects_stay_out():
 
 
 def test_missing_data_is_one_clear_error(tmp_path):
-    with pytest.raises(VqhpsError, match="no motion data at .*cmu_mb_30fps.npz"):
+    with pytest.raises(VqhpsError, match=r"no motion data at .*cmu_mb_30fps\.npz"):
         load_poses(tmp_path, "train")

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from shared import tiny_mesh
 
+from shared import tiny_mesh
 from vqhps.body.anny import anny_body
 from vqhps.body.topology import build_hierarchy, farthest_points, geodesic_distances
 from vqhps.errors import VqhpsError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from shared import tiny_bodies, tiny_tokenizer
 
+from shared import tiny_bodies, tiny_tokenizer
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
 from vqhps.errors import VqhpsError
 from vqhps.tokenizer.mesh_conv import MeshConv, MeshPool

@@ -42,7 +42,7 @@ def anny_joint_regressors(body: "AnnyBody") -> dict[str, Float[np.ndarray, "J V"
     rows["pelvis"] = (rows["left_hip"] + rows["right_hip"]) / 2
     rows["spine"] = _bone_head(body, "Spine")
     rows["thorax"] = _bone_head(body, "Neck")
-    rows["head_top"] = np.eye(1, len(body.template), body.template[:, 1].argmax(), dtype=np.float32)[0]
+    rows["head_top"] = np.eye(1, len(body.template), int(body.template[:, 1].argmax()), dtype=np.float32)[0]
     return {"coco17": coco, "h36m17": np.stack([rows[name] for name in H36M17])}
 
 

@@ -2,9 +2,9 @@
 
 A source skeleton is known by the offsets of its rest pose (all rotations zero). Where source and body rest with
 limbs in different directions (T-pose against A-pose), each limb bone gets a constant rest-pose correction that turns
-the body's limb onto the source's; trunk, head and feet rest alike. Global bone rotations are then copied. Where a source
-has more joints in a limb than the body (twist bones), the limb is last turned the shortest way to where the source's
-limb points.
+the body's limb onto the source's; trunk, head and feet rest alike. Global bone rotations are then copied. Where a
+source has more joints in a limb than the body (twist bones), the limb is last turned the shortest way to where the
+source's limb points.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,9 @@ def match_joints(names: Sequence[str]) -> dict[str, int]:
     Raises:
         VqhpsError: no hips, thighs, shins, upper arms or forearms could be recognised.
     """
-    plain = [name.lower().replace("character1", "").replace(".", "").replace("_", "").replace(":", "") for name in names]
+    plain = [
+        name.lower().replace("character1", "").replace(".", "").replace("_", "").replace(":", "") for name in names
+    ]
     found: dict[str, int] = {}
 
     def first(bone: str, candidates: Sequence[str]) -> None:
@@ -196,14 +198,16 @@ def _align_limbs(
         for limb in _LIMBS:
             for bone, child in pairwise(side + part for part in limb):
                 have = world[bone] @ (rest_joints[names.index(child)] - rest_joints[names.index(bone)])
-                world[bone] = _shortest_turn(have, positions[:, joints[child]] - positions[:, joints[bone]]) @ world[bone]
+                world[bone] = (
+                    _shortest_turn(have, positions[:, joints[child]] - positions[:, joints[bone]]) @ world[bone]
+                )
 
 
 def _spread(world: dict[str, Float[np.ndarray, "T 3 3"]]) -> None:
     """Share a turn between two known bones of the spine evenly among those between them."""
     for chain in _SPREAD:
         known = [i for i, bone in enumerate(chain) if bone in world]
-        for low, high in zip(known, known[1:], strict=False):
+        for low, high in pairwise(known):
             start, end = Rotation.from_matrix(world[chain[low]]), Rotation.from_matrix(world[chain[high]])
             step = (start.inv() * end).as_rotvec()
             for i in range(low + 1, high):
@@ -264,5 +268,7 @@ def _parse_bvh(tokens: list[str]) -> tuple[Skeleton, Float[np.ndarray, "T J 3 3"
     for column, (joint, kind) in enumerate(channels):
         if kind.endswith("rotation"):
             axis = np.eye(3)["XYZ".index(kind[0])]
-            local[:, joint] = local[:, joint] @ Rotation.from_rotvec(motion[:, column, None] * axis, degrees=True).as_matrix()
+            local[:, joint] = (
+                local[:, joint] @ Rotation.from_rotvec(motion[:, column, None] * axis, degrees=True).as_matrix()
+            )
     return Skeleton(tuple(names), tuple(parents), np.array(offsets)), local, 1 / step if step > 0 else 30.0

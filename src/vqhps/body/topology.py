@@ -4,6 +4,7 @@ A level keeps the vertices that farthest-point sampling on geodesic distance pic
 surface instead of following the density of the mesh (half of a body mesh is face and fingers).
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def build_hierarchy(
         VqhpsError: the mesh is not connected, or the sizes do not shrink.
     """
     all_sizes = (len(vertices), *sizes)
-    if any(a <= b for a, b in zip(all_sizes, all_sizes[1:], strict=False)):
+    if any(a <= b for a, b in itertools.pairwise(all_sizes)):
         raise VqhpsError(f"the sizes of a mesh hierarchy must shrink, got {' -> '.join(map(str, all_sizes))}")
     distance = geodesic_distances(vertices, faces)
     order = farthest_points(distance, sizes[0])
@@ -78,9 +79,7 @@ def _nearest(distance: Float[np.ndarray, "V V"], kept: Int[np.ndarray, "K"], cou
     return np.argsort(distance[np.ix_(kept, kept)], 1, kind="stable")[:, :count]
 
 
-def geodesic_distances(
-    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
-) -> Float[np.ndarray, "V V"]:
+def geodesic_distances(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V V"]:
     """Shortest paths along the edges of a mesh, metres.
 
     Raises:
@@ -136,7 +135,9 @@ def upsampler(
     return indices, weights
 
 
-def random_pose(count: int, bones: int, rng: np.random.Generator, sigma: float = 0.35) -> Float[torch.Tensor, "B K 3 3"]:
+def random_pose(
+    count: int, bones: int, rng: np.random.Generator, sigma: float = 0.35
+) -> Float[torch.Tensor, "B K 3 3"]:
     """Independent random rotations of every bone but the root, `sigma` radians an axis."""
     from scipy.spatial.transform import Rotation
 

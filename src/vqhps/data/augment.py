@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vqhps.data.crop import Transform, crop_transform, flip_transform
-
+_MIRROR = np.diag([-1.0, 1.0, 1.0])
 Image = UInt8[np.ndarray, "S S 3"]
 
 
@@ -42,50 +41,42 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class View:
-    """A random crop of a stored image.
+    """A random crop of a stored image; see `vqhps.crop.crop_image` for the arguments.
 
     Attributes:
-        transform: stored px -> crop px.
-        angle: radians the content turns, after mirroring.
+        center: stored px.
+        size: side, stored px.
+        angle_deg: by which the content turns, before mirroring.
         flip: whether it is mirrored.
     """
 
-    transform: Transform
-    angle: float
+    center: Float[np.ndarray, "2"]
+    size: float
+    angle_deg: float
     flip: bool
 
-    @property
-    def rotation(self) -> Float[np.ndarray, "3 3"]:
-        """What the turn does to camera axes."""
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float32)
+    def rotated(self, rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+        """A rotation canonical -> camera as this view shows it; a mirrored body keeps its own left and right."""
+        angle = np.radians(self.angle_deg)
+        cos, sin = np.cos(angle), np.sin(angle)
+        turned = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ rotation
+        return (_MIRROR @ turned @ _MIRROR if self.flip else turned).astype(np.float32)
 
 
-def random_view(
-    center: Float[np.ndarray, "2"],
-    size: float,
-    out: int,
-    config: AugmentConfig,
-    rng: np.random.Generator,
-    may_flip: bool = True,
-) -> View:
+def random_view(center: Float[np.ndarray, "2"], size: float, config: AugmentConfig, rng: np.random.Generator) -> View:
     """Draw a crop around a person.
 
     Args:
         center: of the plain crop, stored px.
         size: side of the plain crop, stored px.
-        out: side of the crop, px.
         config: strengths.
         rng: source of all randomness.
-        may_flip: whether labels of mirrored bodies are to be had.
     """
-    flip = rng.random() < config.p_flip and may_flip
+    flip = bool(rng.random() < config.p_flip)
     turn = rng.random() < config.p_rotation
-    angle = float(np.radians(config.rotation_deg * rng.normal().clip(-2, 2))) if turn else 0.0
+    angle = float(config.rotation_deg * np.clip(rng.normal(), -2, 2)) if turn else 0.0
     center = center + rng.uniform(-1, 1, 2) * config.shift * size
-    size = size * (1 + rng.uniform(-1, 1) * config.scale)
-    transform = crop_transform(center, size, out, -angle if flip else angle)
-    return View(flip_transform(transform, out) if flip else transform, angle, flip)
+    return View(center, size * (1 + rng.uniform(-1, 1) * config.scale), angle, flip)
 
 
 def augment_image(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
@@ -104,7 +95,7 @@ def augment_image(image: Image, config: AugmentConfig, rng: np.random.Generator)
         image = noise(image, rng)
     if rng.random() < config.p_jpeg:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(15, 70))]
-        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR))
     return image
 
 

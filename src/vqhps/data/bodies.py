@@ -31,11 +31,6 @@ class BodyStream:
     jitter: float = 0.05
     mirror: bool = True
 
-    @staticmethod
-    def training(data_root: Path, children: bool = False) -> "BodyStream":
-        """Bodies of the training subjects."""
-        return BodyStream(load_poses(data_root, "train", 0.06), children)
-
     @cached_property
     def body(self) -> AnnyBody:
         """The body, on its coarse mesh."""

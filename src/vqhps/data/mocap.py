@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MOCAP_TEST_SUBJECTS = ("06", "13", "49", "55", "93", "135")
 Split = Literal["train", "test"]
 Source = Literal["cmu", "dance", "deepmimic", "makehuman"]
+SOURCES: tuple[Source, ...] = ("cmu", "dance", "deepmimic", "makehuman")
 
 # The rest pose of the CMU skeleton: a T-pose with the legs 20 degrees from the vertical, looking along z.
 _CMU_REST = {
@@ -58,7 +59,7 @@ class PoseBank:
         return len(self.pose)
 
 
-def load_clips(data_root: Path, split: Split, sources: tuple[Source, ...] | None = None) -> list[Clip]:
+def load_clips(data_root: Path, split: Split, sources: tuple[Source, ...] = SOURCES) -> list[Clip]:
     """All clips of a split, retargeted to the default body.
 
     The test split is CMU's held-out subjects; the training split is everything else.
@@ -66,7 +67,7 @@ def load_clips(data_root: Path, split: Split, sources: tuple[Source, ...] | None
     Args:
         data_root: the folder that holds `mocap/`.
         split: `train` or `test`.
-        sources: restrict to these; by default all of the split.
+        sources: restrict to these.
 
     Raises:
         VqhpsError: the motion files are not there.
@@ -75,9 +76,7 @@ def load_clips(data_root: Path, split: Split, sources: tuple[Source, ...] | None
 
     body = anny_body("coarse")
     rig = (body.bone_names, body.bone_parents, body.rest_joints)
-    wanted = sources or ("cmu", "dance", "deepmimic", "makehuman")
-    if split == "test":
-        wanted = tuple(s for s in wanted if s == "cmu")
+    wanted = [s for s in sources if s == "cmu" or split == "train"]
     clips = []
     for source in wanted:
         for name, skeleton, local in _READERS[source](Path(data_root) / "mocap"):
@@ -87,7 +86,7 @@ def load_clips(data_root: Path, split: Split, sources: tuple[Source, ...] | None
     return clips
 
 
-def load_poses(data_root: Path, split: Split, distance: float = 0.1, sources: tuple[Source, ...] | None = None) -> PoseBank:
+def load_poses(data_root: Path, split: Split, distance: float = 0.1, sources: tuple[Source, ...] = SOURCES) -> PoseBank:
     """Poses at least `distance` apart within their clip: much walking becomes little.
 
     Args:

@@ -99,11 +99,13 @@ class Shards:
         data = os.pread(self._descriptor(self.shard[index]), int(length), int(offset))
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None:
-            raise VqhpsError(f"{self.paths[self.shard[index]]} is damaged: sample {self.number[index]} is no JPEG; make it again")
+            raise VqhpsError(
+                f"{self.paths[self.shard[index]]} is damaged: sample {self.number[index]} is no JPEG; make it again"
+            )
         return image
 
     def _descriptor(self, shard: int) -> int:
-        opened = self._files.__dict__.setdefault(os.getpid(), {})
+        opened: dict[int, int] = self._files.__dict__.setdefault(str(os.getpid()), {})
         if shard not in opened:
             opened[shard] = os.open(self.paths[shard], os.O_RDONLY)
         return opened[shard]
@@ -121,7 +123,18 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     return paths
 
 
-_LABELS = ("pose", "shape", "rotation", "translation", "intrinsics", "frame_size", "box", "crop", "keypoints2d", "keypoints_visible")
+_LABELS = (
+    "pose",
+    "shape",
+    "rotation",
+    "translation",
+    "intrinsics",
+    "frame_size",
+    "box",
+    "crop",
+    "keypoints2d",
+    "keypoints_visible",
+)
 
 
 def shard_labels(path: Path) -> dict[str, np.ndarray]:
@@ -156,7 +169,9 @@ def _read_labels(path: Path) -> dict[str, np.ndarray]:
                 for label in _LABELS:
                     rows[label].append(table[label])
                 rows["stored"].append(table["size"])
-            for label, value in zip(("key", "offset", "length"), (name[:-4], image.offset_data, image.size), strict=True):
+            for label, value in zip(
+                ("key", "offset", "length"), (name[:-4], image.offset_data, image.size), strict=True
+            ):
                 rows[label].append(np.asarray(value))
     return {name: np.stack(values) for name, values in rows.items()}
 
@@ -165,7 +180,7 @@ def save_table(path: Path, table: dict[str, np.ndarray]) -> None:
     """Write arrays to an .npz that gets its name when it is whole."""
     part = path.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as file:
-        np.savez(file, **table)
+        np.savez(file, allow_pickle=False, **table)
     part.replace(path)
 
 

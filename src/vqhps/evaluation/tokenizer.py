@@ -1,6 +1,8 @@
 """How exactly a tokenizer rebuilds bodies."""
 
-from typing import TypedDict
+import csv
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -40,3 +42,36 @@ def tokenizer_errors(
         tokens.append(indices)
     model.train(training)
     return {"pve_mm": torch.cat(errors), "perplexity": perplexity(torch.cat(tokens), model.num_codes)}
+
+
+def evaluate_tokenizer(checkpoint: Path, data_root: Path, out: Path | None = None) -> dict[str, Any]:
+    """PVE of a tokenizer on the held-out CMU subjects, on the full mesh, mm.
+
+    Args:
+        checkpoint: of the tokenizer.
+        data_root: folder that holds `mocap/`.
+        out: folder for `results.csv`, a row a body.
+    """
+    from vqhps.checkpoint import load_checkpoint
+    from vqhps.data.bodies import test_bodies
+
+    model = load_checkpoint(checkpoint, "mesh_vqvae")
+    coarse, full, clips = test_bodies(data_root)
+    errors = tokenizer_errors(model, coarse, full)  # type: ignore[arg-type]
+    pve = errors["pve_mm"]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "results.csv.partial").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("clip", "PVE_mm"), *zip(clips, pve.tolist(), strict=True)])
+        (out / "results.csv.partial").replace(out / "results.csv")
+    worst = int(pve.argmax())
+    return {
+        "data": "CMU subjects 06, 13, 49, 55, 93, 135; full mesh, centred",
+        "bodies": len(pve),
+        "PVE_mm": pve.mean().item(),
+        "PVE_mm median": pve.median().item(),
+        "PVE_mm 95%": pve.quantile(0.95).item(),
+        "PVE_mm worst": pve.max().item(),
+        "worst clip": clips[worst],
+        "perplexity": errors["perplexity"],
+    }

@@ -1,11 +1,11 @@
-"""Image backbones: a feature map at stride 32, the number of its channels, and the input normalisation it was trained with.
+"""Image backbones: a feature map at stride 32, its channels, and the input normalisation it was trained with.
 
 Nothing is downloaded here: weights come from an installed package or from a file that the caller names.
 """
 
 import importlib.util
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -17,6 +17,11 @@ from vqhps.errors import VqhpsError
 BackboneName = Literal["tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_STAGES = {
+    "tf_efficientnet_lite0": ("conv_stem", "bn1", *(f"blocks.{i}" for i in range(7))),
+    "resnet50": ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"),
+    "hrnet_w48": ("conv1", "bn1", "conv2", "bn2", "layer1"),
+}
 _LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
 
 
@@ -32,15 +37,24 @@ class Backbone(nn.Module):
 
     stride = 32
 
-    def __init__(self, body: nn.Module, channels: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]):
+    def __init__(
+        self, name: str, body: nn.Module, channels: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    ) -> None:
         super().__init__()
+        self.name = name
         self.body = body
         self.channels = channels
         self.mean, self.std = normalisation
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H32 W32"]:
-        """Features of normalised images."""
-        return self.body(image)
+        """Features of normalised images, always in float32: on CPUs depthwise convolutions are slower in bfloat16."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.body(image.float())
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first parts of the network, stem first, as they came."""
+        for name in _STAGES[self.name][:stages]:
+            self.body.get_submodule(f"net.{name}").requires_grad_(False)
 
 
 class _Timm(nn.Module):
@@ -48,7 +62,7 @@ class _Timm(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.net = timm.create_model(name, pretrained=False, num_classes=0)
+        self.net: Any = timm.create_model(name, pretrained=False, num_classes=0)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H32 W32"]:
         return self.net.forward_features(image)
@@ -61,8 +75,7 @@ class _HighResolution(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = timm.create_model("hrnet_w48", pretrained=False, features_only=True, feature_location="")
-        del self.net.incre_modules
+        self.net: Any = timm.create_model("hrnet_w48", pretrained=False, features_only=True, feature_location="")
         self.net.incre_modules = None
         self.downsample = nn.ModuleList(
             nn.Sequential(*(m for _ in range(3 - i) for m in _halve(c))) for i, c in enumerate(self.branches)
@@ -98,7 +111,7 @@ def create_backbone(name: BackboneName, weights: Path | None = None) -> Backbone
     channels = {"tf_efficientnet_lite0": 1280, "resnet50": 2048, "hrnet_w48": 720}[name]
     if weights is not None:
         load_backbone_weights(body.net, name, weights)  # type: ignore[arg-type]
-    return Backbone(body, channels, _LITE if name == "tf_efficientnet_lite0" else _IMAGENET)
+    return Backbone(name, body, channels, _LITE if name == "tf_efficientnet_lite0" else _IMAGENET)
 
 
 def imagenet_weights(name: BackboneName) -> Path | None:
@@ -125,7 +138,9 @@ def load_backbone_weights(net: nn.Module, name: str, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise VqhpsError(f"cannot read backbone weights {path}: {type(error).__name__}; expected a state of plain tensors") from error
+        raise VqhpsError(
+            f"cannot read backbone weights {path}: {type(error).__name__}; expected a state of plain tensors"
+        ) from error
     own = net.state_dict()
     if "_conv_stem.weight" in state:
         state = dict(zip(own, (v for k, v in state.items() if not k.startswith("_fc.")), strict=True))

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
     """Prediction for a batch of crops; the same for every method.
 

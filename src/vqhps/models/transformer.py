@@ -1,4 +1,4 @@
-"""Transformer parts of VQ-HPS: pre-norm layers with positions added to queries and keys only (after DETR, ECCV 2020)."""
+"""Transformer parts of VQ-HPS: pre-norm layers with positions added to queries and keys only (DETR, ECCV 2020)."""
 
 import math
 

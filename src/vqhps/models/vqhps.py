@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqhps.body.joints import COCO17
+from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_6d, project, rotate
 from vqhps.models.backbones import BackboneName, create_backbone
 from vqhps.models.output import Output
@@ -69,6 +70,9 @@ class VQHPSConfig:
     Attributes:
         backbone: network for image tokens.
         shared_backbone: take rotation and camera from the same network; `False`, as published, uses a second one.
+        freeze_norm: keep the statistics of the backbone's batch norms as they came: cheaper, and closer to real photos
+            than those of rendered ones.
+        frozen_stages: first parts of the backbone (stem, its norm, then blocks) that are not trained.
         sources: what the memory of the transformer is made of.
         dim, heads, hidden: width, attention heads and feed-forward width of the transformer.
         dropout: in the transformer and between the layers of the rotation and camera head.
@@ -79,6 +83,8 @@ class VQHPSConfig:
 
     backbone: BackboneName = "tf_efficientnet_lite0"
     shared_backbone: bool = True
+    freeze_norm: bool = True
+    frozen_stages: int = 0
     sources: tuple[Source, ...] = ("image",)
     dim: int = 512
     heads: int = 8
@@ -106,7 +112,11 @@ class VQHPS(nn.Module):
         pooled = 0
         if "image" in config.sources:
             self.backbone = create_backbone(config.backbone, backbone_weights)
-            self.backbone_rotation = None if config.shared_backbone else create_backbone(config.backbone, backbone_weights)
+            self.backbone_rotation = (
+                None if config.shared_backbone else create_backbone(config.backbone, backbone_weights)
+            )
+            for backbone in filter(None, (self.backbone, self.backbone_rotation)):
+                backbone.freeze(config.frozen_stages)
             self.image_in = nn.Conv2d(self.backbone.channels, dim, 1)
             pooled += self.backbone.channels
         if "keypoints" in config.sources:
@@ -122,9 +132,13 @@ class VQHPS(nn.Module):
         self.pose_head = PoseHead(pooled, dropout, config.head_activation)
 
     def train(self, mode: bool = True) -> "VQHPS":
-        """As for any module, but the tokenizer stays in eval mode."""
+        """As for any module, but the tokenizer stays in eval mode, and so do batch norms if they are frozen."""
         super().train(mode)
         self.tokenizer.eval()  # type: ignore[attr-defined]
+        if self.config.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
 
     def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
@@ -180,10 +194,14 @@ class VQHPS(nn.Module):
             features = self.backbone(image)
             other = self.backbone_rotation
             pooled.append((features if other is None else other(image)).mean((2, 3)))
-            positions = grid_positions(*features.shape[2:], features.device)[None].expand(len(features), -1, -1)
+            positions = grid_positions(features.shape[2], features.shape[3], features.device)[None].expand(
+                features.shape[0], -1, -1
+            )
             tokens = self.image_in(features).flatten(2).transpose(1, 2)
             parts.append((tokens, positions, torch.zeros_like(tokens[..., 0], dtype=torch.bool)))
         if "keypoints" in self.config.sources:
+            if keypoints is None:
+                raise VqhpsError("this model reads key points beside the image; give COCO-17 with confidence")
             parts.append(self._keypoint_tokens(keypoints))
         tokens, positions, missing = (torch.cat(x, 1) for x in zip(*parts, strict=True))
         sine = sine_positions(positions, self.config.dim)
@@ -192,7 +210,7 @@ class VQHPS(nn.Module):
         if "keypoints" in self.config.sources:
             seen = ~missing[:, -len(COCO17) :, None]
             pooled.append((memory[:, -len(COCO17) :] * seen).sum(1) / seen.sum(1))
-        queries = self.mesh_queries.expand(len(tokens), -1, -1)
+        queries = self.mesh_queries.expand(tokens.shape[0], -1, -1)
         decoded = self.decoder_norm(self.decoder(queries, memory, sine, hidden))
         return self.token_head(decoded), *self.pose_head(torch.cat(pooled, 1))
 
@@ -209,17 +227,18 @@ class VQHPS(nn.Module):
         Args:
             output: on the coarse mesh.
             batch: `indices` (B,T), `rotation` (B,3,3), `canonical_vertices` (B,Vc,3) m, `keypoints2d` (B,17,2) in crop
-                coordinates, `keypoints_weight` (B,17), and `has_mesh` (B,), 1 where a sample has a true mesh and 0 where
+                coordinates, `keypoints_weight` (B,17), `has_mesh` (B,), 1 where a sample has a true mesh and 0 where
                 it has keypoints only.
         """
-        weights, has = self.config.loss, batch["has_mesh"]
+        weights, has, logits = self.config.loss, batch["has_mesh"], output.logits
+        assert logits is not None
         vertices = rotate(batch["rotation"], batch["canonical_vertices"])
         canonical = output.vertices @ output.rotation  # the inverse rotation, on rows
         joints = self.tokenizer.regressor("coco17") @ vertices
         reprojection = (project(output.joints, output.camera) - batch["keypoints2d"]).abs().mean(-1)
         visible = batch["keypoints_weight"]
         per_sample = {
-            "tokens": self._token_loss(output.logits, batch["indices"]),
+            "tokens": self._token_loss(logits, batch["indices"]),
             "rotation": (output.rotation - batch["rotation"]).square().mean((1, 2)),
             "vertices": (canonical - batch["canonical_vertices"]).abs().mean((1, 2)),
             "joints": (output.joints - joints).abs().mean((1, 2)),
@@ -249,6 +268,8 @@ class PoseHead(nn.Module):
         activation: `relu`, or `none` as published.
     """
 
+    initial_joints: Float[Tensor, "17 3"]
+
     def __init__(self, channels: int, dropout: float, activation: str) -> None:
         super().__init__()
         # Constant input of the published network (the T-pose); only its weights need it.
@@ -263,7 +284,7 @@ class PoseHead(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "B C"]) -> tuple[Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
         """6D rotation and `(s, tx, ty)`."""
-        joints = self.initial_joints.flatten().to(pooled.dtype).expand(len(pooled), -1)
+        joints = self.initial_joints.flatten().to(pooled.dtype).expand(pooled.shape[0], -1)
         x = self.dropout(self.activation(self.fc1(torch.cat([pooled, joints], 1))))
         x = self.dropout(self.activation(self.fc2(x)))
         return self.rotation(x), self.camera(x)

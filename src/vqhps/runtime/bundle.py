@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ def read_faces(path: Path) -> np.ndarray:
         VqhpsError: it is no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             faces = archive["faces"]
     except Exception as error:  # numpy raises many kinds for damaged archives
         raise VqhpsError(f"{path} cannot be read ({error}): export the bundle again") from error

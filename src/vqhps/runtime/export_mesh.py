@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the JSON and NPZ layouts; see `docs/output-schema.md`."""
 
+_PERSON = (
+    "box", "score", "joints", "joints2d", "rotation", "translation", "camera", "crop_center", "crop_size", "indices",
+)  # fmt: skip
 _PNG_LEVEL = 2  # of 9: larger files, several times faster to write
 
 
@@ -53,9 +56,11 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
         faces: (F, 3).
         color: (3,) sRGB in [0, 1].
     """
-    mesh = _mesh(vertices, faces, color)
+    from trimesh.exchange.gltf import export_glb
+
+    content = export_glb(_mesh(vertices, faces, color).scene(), include_normals=True)
     with whole_file(path) as temporary:
-        temporary.write_bytes(mesh.export(file_type="glb", include_normals=True))
+        temporary.write_bytes(content)
 
 
 def write_obj(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
@@ -76,11 +81,12 @@ def write_npz(path: Path, people: Sequence[Prediction], faces: np.ndarray, image
         faces: (F, 3) of their mesh.
         image_size: width and height of the photo, px.
     """
-    names = ("box", "score", "vertices", "joints", "joints2d", "rotation", "translation", "camera", "crop_center")
-    arrays = {name: np.stack([getattr(p, name) for p in people]) for name in (*names, "crop_size", "indices")}
-    common = {"faces": faces.astype(np.int32), "focal": np.float64(people[0].focal), "image_size": np.array(image_size)}
+    names = (*_PERSON, "vertices")
+    arrays: dict[str, Any] = {name: np.stack([getattr(p, name) for p in people]) for name in names}
+    arrays |= {"faces": faces.astype(np.int32), "focal": np.float64(people[0].focal)}
+    arrays |= {"image_size": np.array(image_size), "schema": np.int64(SCHEMA)}
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, schema=np.int64(SCHEMA), **arrays, **common)
+        np.savez(file, **arrays)
 
 
 def write_json(
@@ -95,7 +101,6 @@ def write_json(
         photo: file name of the photo.
         image_size: width and height of the photo, px.
     """
-    names = ("box", "score", "joints", "joints2d", "rotation", "translation", "camera", "crop_center", "crop_size")
     content = {
         "schema": SCHEMA,
         "photo": photo,
@@ -103,7 +108,7 @@ def write_json(
         "height": image_size[1],
         "focal": round(people[0].focal, 3),
         "bundle": {"name": info.name, "version": info.version, "body": info.body, "joints": info.joints},
-        "people": [{name: _plain(getattr(person, name)) for name in (*names, "indices")} for person in people],
+        "people": [{name: _plain(getattr(person, name)) for name in _PERSON} for person in people],
     }
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

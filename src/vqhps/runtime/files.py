@@ -49,7 +49,7 @@ def predict_photos(
     predictor: Predictor,
     photos: Sequence[Path],
     out: Path,
-    outputs: Outputs = Outputs(),  # noqa: B008 (frozen)
+    outputs: Outputs = Outputs(),
     boxes: Mapping[str, np.ndarray] | np.ndarray | None = None,
     focal: float | None = None,
 ) -> Iterator[Result]:
@@ -68,7 +68,9 @@ def predict_photos(
         try:
             other = first_of.setdefault(path.stem, path)
             if other is not path:
-                raise VqhpsError(f"{path} would overwrite the files of {other}: rename it, or use another call and folder")
+                raise VqhpsError(
+                    f"{path} would overwrite the files of {other}: rename it, or use another call and folder"
+                )
             photo = read_photo(path)
             people = predictor.predict(photo.image, _boxes_of(path, boxes), focal or photo.focal)
             if not people:

@@ -56,7 +56,9 @@ def read_photo(path: Path | str) -> Photo:
     except Image.DecompressionBombError as error:
         raise VqhpsError(f"{path} is too large ({error})") from error
     except UnidentifiedImageError as error:
-        raise VqhpsError(f"{path} is not an image, or of a format that cannot be read: convert it to JPEG or PNG") from error
+        raise VqhpsError(
+            f"{path} is not an image, or of a format that cannot be read: convert it to JPEG or PNG"
+        ) from error
     except Exception as error:  # decoders raise many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VqhpsError(f"{path} cannot be read as an image ({reason})") from error
@@ -65,10 +67,12 @@ def read_photo(path: Path | str) -> Photo:
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise VqhpsError(
-            f"{path} has {width} x {height} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed: scale it down"
+            f"{path} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million: scale it down"
         )
     if min(width, height) < MIN_SIDE:
-        raise VqhpsError(f"{path} has {width} x {height} pixels: too small, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+        raise VqhpsError(
+            f"{path} has {width} x {height} pixels: too small, at least {MIN_SIDE} x {MIN_SIDE} are needed"
+        )
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
-from vqhps.geometry import crop_from_box, default_focal, full_translation, project_perspective
+from vqhps.geometry import crop_from_box, default_focal, full_translation, project_perspective, ray_rotation, rotate
 from vqhps.runtime.bundle import Bundle, BundleOutput, default_bundle
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _MIN_SCALE = 0.05  # 1/m: a crop of 40 m; a network that says less (or a negativ
 
 @dataclass(frozen=True)
 class Prediction:
-    """One person in a photo of width W and height H. Camera axes: x right, y down, z forward; pixels are those of the photo.
+    """One person in a photo. Camera axes: x right, y down, z forward; pixels are those of the photo.
 
     Attributes:
         box: (4,) xyxy px.
@@ -33,7 +33,7 @@ class Prediction:
         vertices: (V, 3) m, in the camera frame of the photo.
         joints: (17, 3) m, COCO-17, same frame.
         joints2d: (17, 2) px, perspective projection of `joints`.
-        rotation: (3, 3) canonical -> camera.
+        rotation: (3, 3) canonical -> camera of the photo.
         translation: (3,) m, position of the canonical body's origin in the camera frame of the photo.
         camera: (3,) weak perspective of the crop, `(s, tx, ty)`: 1/m, m, m.
         crop_center: (2,) px.
@@ -137,26 +137,31 @@ def _to_full_frame(
     focal: float,
     photo_size: tuple[int, int],
 ) -> list[Prediction]:
-    """Move bodies from their crops' cameras (centre (N, 2) and size (N,) px) into that of the photo (width, height px)."""
+    """Move bodies from the cameras of their crops (centre (N, 2) and size (N,) px) into that of the photo.
+
+    A crop's camera looks at the crop's centre; the photo's (`photo_size` is width, height in px) looks straight ahead.
+    """
     count, (center, size) = len(people), crop
     camera = output.camera.astype(np.float64)
     if (camera[:, 0] < _MIN_SCALE).any():
         logger.warning("the model is unsure how far away a person is; the distance is cut off")
         camera[:, 0] = np.maximum(camera[:, 0], _MIN_SCALE)
     principal = np.tile(np.asarray(photo_size, np.float64) / 2, (count, 1))
+    turn = ray_rotation(center, np.full(count, float(focal)), principal)
     translation = full_translation(camera, center, size, np.full(count, float(focal)), principal)
     intrinsics = np.zeros((count, 3, 3))
     intrinsics[:, [0, 1], [0, 1]], intrinsics[:, :2, 2], intrinsics[:, 2, 2] = focal, principal, 1
-    joints = output.joints + translation[:, None]
+    vertices = rotate(turn, output.vertices.astype(np.float64)) + translation[:, None]
+    joints = rotate(turn, output.joints.astype(np.float64)) + translation[:, None]
     joints2d = project_perspective(joints, intrinsics)
     return [
         Prediction(
             box=np.asarray(people[i].box, np.float32),
             score=float(people[i].score),
-            vertices=(output.vertices[i] + translation[i]).astype(np.float32),
+            vertices=vertices[i].astype(np.float32),
             joints=joints[i].astype(np.float32),
             joints2d=joints2d[i].astype(np.float32),
-            rotation=output.rotation[i],
+            rotation=(turn[i] @ output.rotation[i]).astype(np.float32),
             translation=translation[i].astype(np.float32),
             camera=camera[i].astype(np.float32),
             crop_center=center[i].astype(np.float32),

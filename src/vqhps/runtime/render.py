@@ -13,15 +13,15 @@ from vqhps.runtime.predictor import Prediction
 
 _MAX_SIDE = 1920  # px; over a larger photo the mesh is cast at this size and enlarged
 _NEAR = 0.05  # m
-_LIGHTS = (((-0.45, -0.65, -0.6), 0.62), ((0.7, -0.1, -0.5), 0.22), ((0.0, 0.8, -0.3), 0.08))  # towards it, strength
-_AMBIENT = 0.30
+_LIGHTS = (((-0.4, -0.55, -0.75), 0.70), ((0.7, -0.1, -0.5), 0.25), ((0.0, 0.8, -0.3), 0.10))  # towards it, strength
+_AMBIENT = 0.26
 _PANEL_MARGIN = 0.08  # of the height of the side view
 
 
 def person_color(index: int) -> np.ndarray:
     """Colour (3,) in [0, 1] of the person with this number; neighbours in number are far apart in hue."""
     hue = (0.57 + index * 0.381966) % 1.0  # golden-angle steps
-    return np.array(colorsys.hls_to_rgb(hue, 0.66, 0.62))
+    return np.array(colorsys.hls_to_rgb(hue, 0.63, 0.80))
 
 
 def render_overlay(
@@ -110,7 +110,7 @@ def _turn_to_side(vertices: np.ndarray) -> np.ndarray:
 def _bounds(
     people: Sequence[Prediction], photo: tuple[int, int], small: tuple[int, int]
 ) -> tuple[int, int, int, int] | None:
-    """Rectangle (x0, y0, x1, y1) of the shrunk photo that the projected meshes touch; `None` if they are out of sight."""
+    """Rectangle (x0, y0, x1, y1) of the shrunk photo that the projected meshes touch; `None` if out of sight."""
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for person in people:
         z = person.vertices[:, 2:]
@@ -128,7 +128,7 @@ def _bounds(
 def _cast(
     bodies: Sequence[np.ndarray], faces: np.ndarray, origins: np.ndarray, rays: np.ndarray, first_color: int = 0
 ) -> np.ndarray:
-    """Shade what rays (h, w, 3) hit first: (h, w, 4) uint8, colour times coverage, and coverage, with softened edges."""
+    """Shade what rays (h, w, 3) hit first: (h, w, 4) uint8, colour times coverage, and coverage; edges are softened."""
     from embreex.mesh_construction import TriangleMesh
     from embreex.rtcore_scene import EmbreeScene
 

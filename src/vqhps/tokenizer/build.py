@@ -26,5 +26,7 @@ def anny_tokenizer(config: MeshVQVAEConfig) -> MeshVQVAE:
         **{f"regressor_{name}": torch.from_numpy(rows) for name, rows in coarse.joint_regressors.items()},
     }
     if config.network == "conv":
-        tensors |= BodyMesh.level_tensors(build_hierarchy(coarse.template, coarse.faces, config.sizes, config.neighbours))
+        tensors |= BodyMesh.level_tensors(
+            build_hierarchy(coarse.template, coarse.faces, config.sizes, config.neighbours)
+        )
     return MeshVQVAE(config, BodyMesh(tensors))

@@ -106,7 +106,7 @@ def _body_materials(wardrobe: Wardrobe, skin: str, dressed: bool, rng: np.random
     chosen = dict.fromkeys(GROUPS, bare)
     eye = mt.Material(wardrobe.eye, mt.identity_colour(), gloss=0.5)
     chosen["eye"] = eye
-    chosen["mouth"] = mt.Material(mt.flat_texture(), mt.repaint(np.float32([0.6, 0.3, 0.3]), 1.0))
+    chosen["mouth"] = mt.Material(mt.flat_texture(), mt.repaint(np.array([0.6, 0.3, 0.3], np.float32), 1.0))
     if not dressed:
         top, bottom = (mt.cloth(rng, mt.flat_texture(), 1.0) for _ in range(2))
         sleeves, legs = rng.integers(3), rng.integers(1, 3)
@@ -163,7 +163,8 @@ class Character:
         return self._assemble(vertices, coarse)
 
     def _assemble(self, vertices: Float[np.ndarray, "V 3"], coarse: bool) -> Mesh:
-        faces, uvs, ids, sides, normals, materials, first = [], [], [], [], [], [], 0
+        faces, uvs, ids, sides, normals, first = [], [], [], [], [], 0
+        materials: list[mt.Material] = []
         for i, part in enumerate(self.parts):
             points = vertices[first : first + len(part.weights)]
             normals.append(part.normal_sum @ face_normals(points, part.faces))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
-from vqhps.data.synthetic.material import bilinear
+from vqhps.data.synthetic.material import bilinear, read_picture
 from vqhps.data.synthetic.split import Split, panorama_split
 from vqhps.errors import VqhpsError
 
@@ -55,7 +55,7 @@ def load_panoramas(data_root: Path, split: Split) -> list[Panorama]:
 
 
 def _panorama(name: str, path: Path, radiance: Float[np.ndarray, "h w 3"]) -> Panorama:
-    image = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    image = read_picture(path)
     light = radiance.astype(np.float64)
     directions, solid = _directions(*light.shape[:2])
     luma = light.mean(-1)

@@ -1,14 +1,20 @@
 """Surface colour: textures, recolouring and patterns, all evaluated at hit points only."""
 
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
-_LUMA = np.float32([0.299, 0.587, 0.114])
+from vqhps.errors import VqhpsError
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # sRGB colours of natural hair: black, dark brown, brown, red, blond, grey.
-_HAIR = np.float32([[22, 20, 20], [52, 36, 26], [92, 62, 40], [122, 62, 32], [186, 150, 96], [160, 158, 156]]) / 255
+_HAIR = (
+    np.array([[22, 20, 20], [52, 36, 26], [92, 62, 40], [122, 62, 32], [186, 150, 96], [160, 158, 156]], np.float32)
+    / 255
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +41,20 @@ class Material:
 def sample_texture(texture: Int[np.ndarray, "H W C"], uv: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N C"]:
     """Bilinear look-up, v down, repeating; values in [0,1]."""
     height, width = texture.shape[:2]
-    place = (uv - np.floor(uv)).astype(np.float32) * np.float32([width, height]) - np.float32(0.5)
+    place = (uv - np.floor(uv)).astype(np.float32) * np.array([width, height], np.float32) - np.float32(0.5)
     return bilinear(texture, place, cv2.BORDER_REPLICATE).astype(np.float32) / 255
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "H W C"]:
+    """An image file, RGB or RGBA.
+
+    Raises:
+        VqhpsError: it is missing or damaged.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim != 3:
+        raise VqhpsError(f"{path} cannot be read as a colour image; get the file again")
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
 def bilinear(image: Int[np.ndarray, "H W C"], place: Float[np.ndarray, "N 2"], border: int) -> Int[np.ndarray, "N C"]:
@@ -45,7 +63,8 @@ def bilinear(image: Int[np.ndarray, "H W C"], place: Float[np.ndarray, "N 2"], b
     rows = max(1, -(-len(place) // width))
     padded = np.zeros((rows * width, 2), np.float32)
     padded[: len(place)] = place
-    found = cv2.remap(image, padded.reshape(rows, width, 2), None, cv2.INTER_LINEAR, borderMode=border)
+    x, y = padded.T.reshape(2, rows, width)
+    found = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=border)
     return found.reshape(rows * width, -1)[: len(place)]
 
 
@@ -87,7 +106,7 @@ def random_colour(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
     """An sRGB colour as clothes have: half of them nearly grey, the others of any hue."""
     value = rng.uniform(0.06, 0.95)
     saturation = rng.beta(1, 6) if rng.random() < 0.45 else rng.uniform(0.2, 0.95)
-    hsv = np.float32([[[rng.uniform(0, 360), saturation, value]]])
+    hsv = np.array([[[rng.uniform(0, 360), saturation, value]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
 
 
@@ -140,8 +159,8 @@ def _waves(rng: np.random.Generator) -> Float[np.ndarray, "W 3"]:
     frequency = np.exp(rng.uniform(np.log(20), np.log(110)))
     kind = rng.integers(3)
     if kind == 2:
-        return np.float32([[0, frequency, 0], [frequency, 0, frequency * 0.3]])
-    axis = np.float32([0, 1, 0]) if kind == 0 else np.float32([1, 0, 0.3])
+        return np.array([[0, frequency, 0], [frequency, 0, frequency * 0.3]], np.float32)
+    axis = np.array([0, 1, 0], np.float32) if kind == 0 else np.array([1, 0, 0.3], np.float32)
     return (axis * frequency)[None].astype(np.float32)
 
 

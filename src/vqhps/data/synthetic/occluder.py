@@ -46,7 +46,7 @@ def draw_object(
     turn = np.linalg.qr(np.eye(3) + rng.normal(0, 0.25, (3, 3)))[0].astype(np.float32)
     turn *= np.sign(np.linalg.det(turn))
     rest = vertices * extent.astype(np.float32)
-    flat = (rest[..., :2] + rest[..., 2:] * np.float32([0.7, 0.4])) / np.float32(extent.max())
+    flat = (rest[..., :2] + rest[..., 2:] * np.array([0.7, 0.4], np.float32)) / np.float32(extent.max())
     normal = normals / extent.astype(np.float32)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
     return Mesh(

@@ -17,7 +17,7 @@ from vqhps.data.synthetic.light import Panorama, harmonics, look_up
 
 _ALPHA_LAYERS = 5
 _STEP = 2e-4  # relative distance by which a ray leaves a surface
-_SUBPIXELS = np.float32([[0.375, -0.125], [-0.375, 0.125], [0.125, 0.375], [-0.125, -0.375]])
+_SUBPIXELS = np.array([[0.375, -0.125], [-0.375, 0.125], [0.125, 0.375], [-0.125, -0.375]], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Renderer:
         for k in np.unique(kind):
             mine = kind == k
             albedo[mine] = mt.surface_colour(self.materials[k], uv[mine], rest[mine])
-        return albedo, np.float32([m.gloss for m in self.materials])[kind]
+        return albedo, np.array([m.gloss for m in self.materials], np.float32)[kind]
 
     def _light(
         self,

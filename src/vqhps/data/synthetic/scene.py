@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
-from vqhps.data.mocap import PoseBank, load_poses
 
 from vqhps.body.anny import anny_body
+from vqhps.data.mocap import PoseBank, load_poses
 from vqhps.data.synthetic.camera import Camera, bounds, draw_camera, place_person
 from vqhps.data.synthetic.character import Character, Mesh, draw_outfit
 from vqhps.data.synthetic.light import Panorama, load_panoramas

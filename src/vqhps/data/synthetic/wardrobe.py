@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vqhps.body.anny import AnnyBody, anny_body
+from vqhps.data.synthetic.material import read_picture
 from vqhps.data.synthetic.split import TEST_HAIR, TEST_SHOES, TEST_SKINS, TEST_SUITS, Split, asset_names
 from vqhps.errors import VqhpsError
 
@@ -146,7 +147,7 @@ def _body_part() -> tuple[Part, Int[np.ndarray, "V"]]:
     index = np.full(len(weights), -1)
     index[used] = np.arange(len(used))
     bind = np.repeat(used[:, None], 3, 1)
-    one = np.tile(np.float32([1, 0, 0]), (len(used), 1))
+    one = np.tile(np.array([1, 0, 0], np.float32), (len(used), 1))
     part = Part(
         "body", index[faces].astype(np.int32), uv, group, np.zeros((1, 1, 3), np.uint8), weights[used], bind, one,
         np.zeros((len(used), 3), np.float32), np.zeros((3, 2), int), np.ones(3, np.float32),
@@ -223,8 +224,7 @@ def read_part(folder: Path, weights: Float[np.ndarray, "Vb K"]) -> Part:
         raise VqhpsError(
             f"{clo} binds {len(vertices)} vertices, its mesh has {count}: the files do not belong together"
         )
-    texture = cv2.imread(str(_texture_path(folder)), cv2.IMREAD_UNCHANGED)
-    texture = cv2.cvtColor(texture, cv2.COLOR_BGRA2RGBA if texture.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    texture = read_picture(_texture_path(folder))
     rest = np.einsum("vk,vkc->vc", blend, anny_body("base").template[base])
     skin = np.einsum("vk,vkb->vb", blend.clip(0), weights[base])
     return Part(
@@ -325,8 +325,8 @@ def _eye_texture(size: int = 64) -> Int[np.ndarray, "E E 3"]:
     """A front view of an eyeball: white, brown iris, pupil."""
     grid = (np.arange(size) + 0.5) / size * 2 - 1
     radius = np.hypot(*np.meshgrid(grid, grid))[..., None]
-    image = np.where(radius < 0.5, np.float32([88, 62, 45]), np.float32([225, 218, 212]))
-    return np.where(radius < 0.2, np.float32([12, 10, 10]), image).astype(np.uint8)
+    image = np.where(radius < 0.5, np.array([88, 62, 45], np.float32), np.array([225, 218, 212], np.float32))
+    return np.where(radius < 0.2, np.array([12, 10, 10], np.float32), image).astype(np.uint8)
 
 
 def rest_bodies(shapes: Float[np.ndarray, "P S"]) -> tuple[Float[np.ndarray, "P Vb 3"], Float[np.ndarray, "P K 3"]]:

@@ -1,0 +1,136 @@
+"""Batches for the image models: augmented crops with the labels that follow them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqhps.body.anny import anny_body
+from vqhps.body.joints import COCO17_FLIP
+from vqhps.body.model import canonical
+from vqhps.crop import crop_image, crop_matrix
+from vqhps.data.augment import AugmentConfig, augment_image, random_view
+from vqhps.data.bodies import mirrored
+from vqhps.data.sample import Shards, quiet_opencv, save_table
+from vqhps.geometry import full_to_crop, matrix_from_quaternion, ray_rotation
+from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
+
+_FAR = 3.0  # key points farther out than this, in crop coordinates, say nothing
+
+
+def crop_rotations(shards: Shards) -> Float[np.ndarray, "N 3 3"]:
+    """Rotations from canonical to the axes of a camera that looks at the centre of the crop (see `ray_rotation`)."""
+    labels = shards.labels
+    box, intrinsics = labels["box"].astype(np.float64), labels["intrinsics"].astype(np.float64)
+    turn = ray_rotation((box[:, :2] + box[:, 2:]) / 2, intrinsics[:, 0, 0], intrinsics[:, :2, 2])
+    return (turn.transpose(0, 2, 1) @ labels["rotation"]).astype(np.float32)
+
+
+def shard_tokens(shards: Shards, tokenizer: MeshVQVAE) -> Int[np.ndarray, "N 2 T"]:
+    """Target tokens of every sample, as it is and mirrored; kept beside each shard, one file a tokenizer."""
+    weights = b"".join(v.numpy().tobytes() for _, v in sorted(tokenizer.state_dict().items()))
+    key = hashlib.sha256(weights).hexdigest()[:12]
+    out, first = [], 0
+    for path, count in zip(shards.paths, shards.counts, strict=True):
+        rows = slice(first, first + count)
+        side_file = Path(path).with_suffix(f".tokens-{key}.npz")
+        if side_file.exists() and side_file.stat().st_mtime >= Path(path).stat().st_mtime:
+            with np.load(side_file) as table:
+                out.append(table["tokens"])
+        else:
+            pose = matrix_from_quaternion(shards.labels["pose"][rows].astype(np.float32))
+            out.append(_tokens(pose, shards.labels["shape"][rows], tokenizer))
+            save_table(side_file, {"tokens": out[-1]})
+        first += count
+    return np.concatenate(out)
+
+
+@torch.no_grad()
+def _tokens(
+    pose: Float[np.ndarray, "N K 3 3"], shape: Float[np.ndarray, "N S"], tokenizer: MeshVQVAE
+) -> Int[np.ndarray, "N 2 T"]:
+    body = anny_body("coarse")
+    both = []
+    for version in (pose, mirrored(pose, body)):
+        parts = torch.arange(len(pose)).split(128)
+        turned, shapes = torch.from_numpy(np.ascontiguousarray(version)), torch.from_numpy(shape)
+        both.append(torch.cat([tokenizer.encode(canonical(body.forward(turned[p], shapes[p]))) for p in parts]))
+    return torch.stack(both, 1).numpy().astype(np.int16)
+
+
+class CropDataset(Dataset[dict[str, Tensor]]):
+    """Endless augmented crops in a random order that a seed fixes: item `i` is the i-th crop of the run.
+
+    Args:
+        shards: samples.
+        rows: which of them.
+        tokens: of all samples, from `shard_tokens`.
+        size: side of the crops, px.
+        augment: strength.
+        seed: of order and augmentation.
+        length: crops in all.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        rows: Int[np.ndarray, "R"],
+        tokens: Int[np.ndarray, "N 2 T"],
+        size: int,
+        augment: AugmentConfig,
+        seed: int,
+        length: int,
+    ) -> None:
+        self.shards, self.rows, self.tokens = shards, rows, tokens
+        self.size, self.augment, self.seed, self.length = size, augment, seed, length
+        self.rotations = crop_rotations(shards)
+        self._order: tuple[int, np.ndarray] = (-1, rows)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        quiet_opencv()
+        epoch, place = divmod(position, len(self.rows))
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        index = int(self._order[1][place])
+        rng = np.random.default_rng((self.seed, 1, position))
+        sample = self.shards[index]
+        view = random_view(sample.center, sample.size, self.augment, rng)
+        cut = (view.center, view.size, self.size, view.angle_deg, view.flip)
+        image = augment_image(crop_image(sample.image, *cut), self.augment, rng)
+        matrix = crop_matrix(*cut)
+        keypoints = (sample.keypoints2d @ matrix[:, :2].T + matrix[:, 2]) * (2 / self.size) - 1
+        weight = sample.keypoints_weight
+        if view.flip:
+            keypoints, weight = keypoints[list(COCO17_FLIP)], weight[list(COCO17_FLIP)]
+        weight = weight * (np.abs(keypoints).max(1) < _FAR)
+        return {
+            "image": torch.from_numpy(image),
+            "indices": torch.from_numpy(self.tokens[index, int(view.flip)].astype(np.int64)),
+            "rotation": torch.from_numpy(view.rotated(self.rotations[index])),
+            "keypoints2d": torch.from_numpy(keypoints.astype(np.float32)),
+            "keypoints_weight": torch.from_numpy(weight.astype(np.float32)),
+            "has_mesh": torch.tensor(float(sample.has_mesh)),
+        }
+
+
+def plain_crops(shards: Shards, rows: Int[np.ndarray, "R"], size: int) -> np.ndarray:
+    """The upright crops of samples as at prediction: (R, S, S, 3) uint8."""
+    crops = []
+    for row in rows:
+        sample = shards[int(row)]
+        crops.append(crop_image(sample.image, sample.center, sample.size, size))
+    return np.stack(crops)
+
+
+def crop_keypoints(shards: Shards, rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R 17 2"]:
+    """True key points of samples in the coordinates of their plain crops, [-1, 1]."""
+    samples = [shards[int(row)] for row in rows]
+    center, size = np.stack([s.center for s in samples]), np.array([s.size for s in samples])
+    return full_to_crop(np.stack([s.keypoints2d for s in samples]), center, size)

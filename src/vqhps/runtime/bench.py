@@ -1,0 +1,82 @@
+"""How long a prediction takes on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqhps.errors import VqhpsError
+from vqhps.runtime.bundle import Bundle, available_cores
+from vqhps.runtime.photo import read_photo
+from vqhps.runtime.predictor import Predictor
+from vqhps.runtime.render import render_overlay
+
+
+def bench_predict(photo: Path, runs: int = 20, bundle: Bundle | Path | None = None) -> dict[str, float]:
+    """Time the stages of a prediction.
+
+    Args:
+        photo: a photo with people.
+        runs: repetitions; the medians are reported.
+        bundle: the model; the shipped one by default.
+
+    Returns:
+        `load_ms` and `first_ms` (the first prediction, which also loads the detector), then medians: `read_ms`,
+        `detect_ms`, `predict_ms` (detection included), `bodies_ms` (crops, network and cameras, boxes given),
+        `overlay_ms`; `people`, `cores`, and `peak_mb` of this process where the system tells.
+
+    Raises:
+        VqhpsError: the photo cannot be read, or nobody is on it.
+    """
+    if runs < 1:
+        raise VqhpsError(f"the number of runs must be at least 1, got {runs}")
+    start = time.perf_counter()
+    predictor = Predictor(bundle)
+    load = _since(start)
+    image = read_photo(photo).image
+    start = time.perf_counter()
+    people = predictor.predict(image)
+    first = _since(start)
+    if not people:
+        raise VqhpsError(f"{photo}: no person found")
+    boxes = np.stack([person.box for person in people])
+    return {
+        "load_ms": load,
+        "first_ms": first,
+        "read_ms": _median(lambda: read_photo(photo), runs),
+        "detect_ms": _median(lambda: predictor.detect(image), runs),
+        "predict_ms": _median(lambda: predictor.predict(image), runs),
+        "bodies_ms": _median(lambda: predictor.predict(image, boxes), runs),
+        "overlay_ms": _median(lambda: render_overlay(image, people, predictor.bundle.faces), runs),
+        "people": len(people),
+        "cores": available_cores(),
+        **_peak(),
+    }
+
+
+def _since(start: float) -> float:
+    return round((time.perf_counter() - start) * 1000, 2)
+
+
+def _median(action: Callable[[], Any], runs: int) -> float:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        action()
+        times.append(_since(start))
+    return float(np.median(times))
+
+
+def _peak() -> dict[str, float]:
+    """Peak memory in MB; empty on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return {}
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes or kilobytes
+    return {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}

@@ -1,0 +1,283 @@
+"""The training loop of the image models, over Lightning Fabric."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
+from vqhps.config import to_dict
+from vqhps.data.augment import AugmentConfig
+from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
+from vqhps.data.sample import Shards, find_shards, quiet_opencv
+from vqhps.errors import VqhpsError
+from vqhps.geometry import procrustes, rotate
+from vqhps.models import MODELS
+from vqhps.models.backbones import imagenet_weights
+from vqhps.models.vqhps import VQHPS, VQHPSConfig
+
+log = logging.getLogger(__name__)
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+@dataclass(frozen=True)
+class ImageTrainingConfig:
+    """A run of `vqhps train image-model`.
+
+    Attributes:
+        shards: folder of prepared training shards.
+        tokenizer: checkpoint of the tokenizer.
+        out: folder of the run; a run found there goes on where it stopped.
+        model: settings of the image model.
+        augment: strength of the augmentation.
+        steps: training steps in all.
+        batch_size: crops a step.
+        image_size: side of the crops, px.
+        final_image_size: side of the crops in the last `final_share` of the steps, px.
+        final_share: see above.
+        learning_rate: highest rate of AdamW; rises over `warmup` steps and falls to zero as a cosine.
+        backbone_rate: the backbone's rate, as a share of that.
+        weight_decay: of AdamW.
+        warmup: steps.
+        average: decay of the moving average of the weights, which is what is kept.
+        precision: of the forward pass.
+        validate_every: steps between evaluations on `validation` held-back samples.
+        validation: samples of the last shards held back; they are never trained on.
+        save_minutes: between saved states.
+        workers: processes that prepare crops.
+        threads: of the training process; 0 for all.
+        seed: of everything random.
+    """
+
+    shards: str
+    tokenizer: str
+    out: str = "runs/image-model"
+    model: VQHPSConfig = VQHPSConfig()
+    augment: AugmentConfig = AugmentConfig()
+    steps: int = 5000
+    batch_size: int = 48
+    image_size: int = 160
+    final_image_size: int = 224
+    final_share: float = 0.15
+    learning_rate: float = 4e-4
+    backbone_rate: float = 0.5
+    weight_decay: float = 1e-3
+    warmup: int = 200
+    average: float = 0.998
+    precision: str = "32-true"
+    validate_every: int = 500
+    validation: int = 500
+    save_minutes: float = 4.0
+    workers: int = 1
+    threads: int = 0
+    seed: int = 0
+
+
+def train_image_model(config: ImageTrainingConfig) -> Path:
+    """Train an image model on prepared shards; resumes a run that was stopped, exactly, on the shards it began with.
+
+    Returns:
+        The checkpoint, `out/checkpoint`. `out/log.jsonl` keeps losses and validation errors.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    quiet_opencv()  # its threads would not survive the fork of the loader's processes
+    fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)  # type: ignore[arg-type]
+    fabric.seed_everything(config.seed)
+    model = _build(config)
+    shards = Shards(_shards_of_run(out, Path(config.shards)))
+    tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
+    log.info("%d samples in %d shards", len(shards), len(shards.paths))
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
+    average = AveragedModel(model, multi_avg_fn=_moving_average(config.average), use_buffers=True)
+    start = _resume(out, config, model, average, optimizer)
+    model, optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
+    validate = _Validation(shards, config, tokens)
+    saved, running = time.monotonic(), dict[str, float]()
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
+    for step, batch in zip(bar, _batches(config, shards, tokens, start), strict=False):
+        _set_rates(optimizer, config, step)
+        losses = _losses(model, fabric.to_device(batch))
+        optimizer.zero_grad()
+        fabric.backward(torch.stack([*losses.values()]).sum())
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        average.update_parameters(model.module)
+        running = {n: 0.98 * running.get(n, v.item()) + 0.02 * v.item() for n, v in losses.items()}
+        bar.set_postfix_str(" ".join(f"{n} {v:.3f}" for n, v in running.items()), refresh=False)
+        last = step + 1 == config.steps
+        if (step + 1) % config.validate_every == 0 or last:
+            _report(out, step + 1, running, validate(average.module))  # type: ignore[arg-type]
+        if time.monotonic() - saved > 60 * config.save_minutes or last:
+            _save(out, config, step + 1, model.module, average, optimizer)
+            saved = time.monotonic()
+    return out / "checkpoint"
+
+
+def _build(config: ImageTrainingConfig) -> VQHPS:
+    _, model_class = MODELS["vqhps"]
+    tokenizer = load_checkpoint(Path(config.tokenizer), "mesh_vqvae")
+    weights = imagenet_weights(config.model.backbone)
+    if weights is None:
+        log.warning("no ImageNet weights at hand for %s: it starts from random ones", config.model.backbone)
+    return model_class(config.model, tokenizer, weights)  # type: ignore[return-value]
+
+
+def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses of a batch; the true mesh is what the target tokens decode to."""
+    batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
+    return model.module.loss(model(model.module.normalise(batch["image"])), batch)
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, config: ImageTrainingConfig, step: int) -> None:
+    share = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * group["share"] * share
+
+
+def _shards_of_run(out: Path, folder: Path) -> list[Path]:
+    """The shards a run began with, by `shards.json` in its folder: more of them later must not change its order."""
+    listing = out / "shards.json"
+    if not listing.exists():
+        listing.with_suffix(".partial").write_text(json.dumps([p.name for p in find_shards(folder, "train")]))
+        listing.with_suffix(".partial").replace(listing)
+    paths = [folder / name for name in json.loads(listing.read_text())]
+    if lost := [p.name for p in paths if not p.exists()]:
+        raise VqhpsError(
+            f"{folder} lacks {lost[0]} that the run in {out} began with; bring it back or name another --out"
+        )
+    return paths
+
+
+def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Exponential moving average of weights; integers (indices of the mesh, counts) are copied, as rounding would
+    change them."""
+    floating = get_ema_multi_avg_fn(decay)
+
+    def update(averages: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            floating(averages, current, count)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return update
+
+
+def _parameter_groups(model: VQHPS, config: ImageTrainingConfig) -> list[dict[str, object]]:
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    backbone = [p for n, p in trained if n.startswith("backbone")]
+    rest = [p for n, p in trained if not n.startswith("backbone")]
+    groups: list[dict[str, object]] = [{"params": rest, "share": 1.0}]
+    return [*groups, {"params": backbone, "share": config.backbone_rate}] if backbone else groups
+
+
+def _batches(
+    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int
+) -> Iterator[dict[str, Tensor]]:
+    """Batches from step `start` on, larger crops in the last part."""
+    switch = int(config.steps * (1 - config.final_share))
+    rows = np.arange(len(shards) - config.validation)
+    for size, first, end in ((config.image_size, 0, switch), (config.final_image_size, switch, config.steps)):
+        first = max(first, start)
+        if first >= end:
+            continue
+        length = config.steps * config.batch_size
+        dataset = CropDataset(shards, rows, tokens, size, config.augment, config.seed, length)
+        yield from DataLoader(
+            Subset(dataset, range(first * config.batch_size, end * config.batch_size)),
+            config.batch_size,
+            num_workers=config.workers,
+            prefetch_factor=4 if config.workers else None,
+            generator=torch.Generator(),  # its own: a resumed run must not draw from the model's
+        )
+
+
+class _Validation:
+    """Errors on samples held back from the end of the shards, in eval mode, without augmentation."""
+
+    def __init__(self, shards: Shards, config: ImageTrainingConfig, tokens: np.ndarray) -> None:
+        rows = np.arange(len(shards) - config.validation, len(shards))
+        self.crops = torch.from_numpy(plain_crops(shards, rows, config.image_size))
+        self.tokens = torch.from_numpy(tokens[rows, 0].astype(np.int64))
+        self.rotation = torch.from_numpy(crop_rotations(shards)[rows])
+
+    @torch.no_grad()
+    def __call__(self, model: VQHPS) -> dict[str, float]:
+        """PVE and PA-MPJPE in mm on the coarse mesh, for the best and for the expected codes."""
+        was_training = model.training
+        model.eval()
+        errors: dict[str, list[Tensor]] = {}
+        for crops, tokens, rotation in zip(
+            *(x.split(50) for x in (self.crops, self.tokens, self.rotation)), strict=True
+        ):
+            truth = rotate(rotation, model.tokenizer.decode(tokens))
+            logits, rotation_6d, camera = model.encode(model.normalise(crops), None)
+            joints = model.tokenizer.regressor("h36m17")
+            for how in ("argmax", "expected"):
+                out = model._output(logits, rotation_6d, camera, how, full=False)
+                mine, theirs = joints @ out.vertices, joints @ truth
+                pve = (out.vertices - mine[:, :1] - truth + theirs[:, :1]).norm(dim=-1).mean(1)
+                pa = (procrustes(mine, theirs) - theirs).norm(dim=-1).mean(1)
+                errors.setdefault(f"pve_{how}_mm", []).append(1000 * pve)
+                errors.setdefault(f"pa_mpjpe_{how}_mm", []).append(1000 * pa)
+        model.train(was_training)
+        return {name: torch.cat(values).mean().item() for name, values in errors.items()}
+
+
+def _report(out: Path, step: int, losses: dict[str, float], errors: dict[str, float]) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "losses": losses, **errors}) + "\n")
+    tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.1f}" for name, value in errors.items()))
+
+
+def _save(
+    out: Path,
+    config: ImageTrainingConfig,
+    step: int,
+    model: VQHPS,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    state = {
+        "config": to_dict(config),
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    torch.save(state, out / "state.pt.partial")
+    (out / "state.pt.partial").replace(out / "state.pt")
+    card = CheckpointCard("vqhps", "anny", notes=f"After {step} of {config.steps} steps of {config.batch_size} crops.")
+    save_checkpoint(out / "checkpoint", average.module, card, half=True)
+
+
+def _resume(
+    out: Path, config: ImageTrainingConfig, model: VQHPS, average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> int:
+    if not (out / "state.pt").exists():
+        return 0
+    state = torch.load(out / "state.pt", weights_only=True)
+    if state["config"]["model"] != to_dict(config)["model"]:
+        raise VqhpsError(f"{out} holds a run with other model settings; name another folder with --out")
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    log.info("resumed %s at step %d", out, state["step"])
+    return int(state["step"])

@@ -1,0 +1,118 @@
+"""The renderer: meshes land on the pixels they project to, nearer people hide others, and nothing else changes."""
+
+import numpy as np
+import pytest
+
+from shared import tiny_mesh
+from vqhps.errors import VqhpsError
+from vqhps.runtime.predictor import Prediction
+from vqhps.runtime.render import person_color, render_overlay, render_side, vertex_normals
+
+FACES = tiny_mesh()[1]
+
+
+def person(x: float = 0.0, y: float = 0.0, z: float = 4.0, focal: float = 400.0) -> Prediction:
+    """The capsule (0.5 x 1.8 x 0.3 m) at a place in the camera frame."""
+    place = np.array([x, y, z], np.float32)
+    empty = np.zeros(0, np.float32)
+    return Prediction(
+        box=empty, score=1.0, vertices=tiny_mesh()[0] + place, joints=empty, joints2d=empty, rotation=np.eye(3),
+        translation=place, camera=empty, crop_center=empty, crop_size=1.0, focal=focal, indices=empty,
+    )  # fmt: skip
+
+
+def grey(height: int = 300, width: int = 400) -> np.ndarray:
+    return np.full((height, width, 3), 90, np.uint8)
+
+
+def drawn(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows that changed."""
+    rows, columns = np.nonzero((before != after).any(-1))
+    return columns, rows
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (0.8, -0.2), (-1.9, 0.3)])
+def test_mesh_covers_the_pixels_it_projects_to(x, y):
+    image = grey()
+    columns, rows = drawn(image, render_overlay(image, [person(x, y)], FACES))
+    points = (tiny_mesh()[0] + [x, y, 4.0]) @ np.diag([400, 400, 1])
+    pixels = points[:, :2] / points[:, 2:] + [200, 150]
+    expected = np.clip([pixels.min(0), pixels.max(0)], 0, [400, 300])
+    found = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+    assert np.abs(found - expected).max() <= 2.5
+
+
+def test_photo_outside_the_mesh_is_untouched_and_the_input_too():
+    image = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    copy = image.copy()
+    result = render_overlay(image, [person()], FACES)
+    np.testing.assert_array_equal(image, copy)
+    np.testing.assert_array_equal(result[:, :160], image[:, :160])
+    assert result is not image and result.dtype == np.uint8
+
+
+def test_nearer_person_hides_the_other():
+    far, near = person(0, 0, 8.0), person(0, 0, 4.0)
+    image = grey()
+    middle = render_overlay(image, [far, near], FACES)[150, 200].astype(float)
+    alone = render_overlay(image, [near], FACES)[150, 200].astype(float)
+    # the same place and light, in the colour of the second person instead of the first
+    assert np.argmax(person_color(1)) == np.argmax(middle) != np.argmax(alone)
+
+
+def test_people_have_different_colours():
+    colors = np.stack([person_color(i) for i in range(6)])
+    distance = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + np.eye(6)
+    assert distance.min() > 0.15 and colors.min() >= 0 and colors.max() <= 1
+
+
+def test_large_photo_is_drawn_at_full_size():
+    image = grey(2400, 3200)
+    columns, rows = drawn(image, render_overlay(image, [person(focal=3200.0)], FACES))
+    assert columns.max() - columns.min() == pytest.approx(0.5 * 3200 / 4, abs=12)
+    assert rows.max() - rows.min() == pytest.approx(1.8 * 3200 / 4, abs=12)
+
+
+@pytest.mark.parametrize("place", [(0, 0, -5.0), (50.0, 0, 4.0), (0, 0, 0.1)])
+def test_body_behind_beside_or_around_the_camera(place):
+    image = grey()
+    result = render_overlay(image, [person(*place)], FACES)
+    assert result.shape == image.shape
+    if place[2] != 0.1:
+        np.testing.assert_array_equal(result, image)
+
+
+def test_nobody_changes_nothing():
+    np.testing.assert_array_equal(render_overlay(grey(), [], FACES), grey())
+
+
+def test_side_view_shows_the_depth():
+    side = render_side([person(2.0, 1.0, 7.0)], FACES, height=400)
+    assert side.shape[0] == 400
+    columns, rows = drawn(np.full_like(side, 255), side)
+    assert np.ptp(rows) / np.ptp(columns) == pytest.approx(1.8 / 0.3, rel=0.06)
+    assert abs(columns.mean() - side.shape[1] / 2) < 3
+
+
+def test_side_view_has_the_camera_on_the_left():
+    vertices = tiny_mesh()[0].copy()
+    vertices[vertices[:, 1] > 0.7, 2] -= 1.0  # the low end of the capsule (y down) comes towards the camera
+    bent = person()
+    object.__setattr__(bent, "vertices", vertices + np.float32([0, 0, 4]))
+    side = render_side([bent], FACES, height=400)
+    columns, rows = drawn(np.full_like(side, 255), side)
+    assert columns[rows > 330].mean() < columns[rows < 200].mean()
+
+
+def test_side_view_has_a_panel_a_person():
+    one, three = (render_side([person()] * n, FACES, height=200) for n in (1, 3))
+    assert three.shape == (200, 3 * one.shape[1], 3)
+    with pytest.raises(VqhpsError, match="nobody"):
+        render_side([], FACES)
+
+
+def test_normals_point_outwards():
+    vertices, faces = tiny_mesh()
+    normals = vertex_normals(vertices, faces)
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+    assert (np.einsum("vc,vc->v", normals, vertices) > 0).all()

@@ -1,0 +1,154 @@
+"""Export on a real but tiny torch model: the checks bite, half precision stays close, nothing half-done is left."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import tiny_bundle
+from shared import tiny_tokenizer
+from vqhps import export
+from vqhps.errors import VqhpsError
+from vqhps.export import ExportConfig, export_bundle, halve_weights
+from vqhps.geometry import matrix_from_6d, rotate
+from vqhps.models.output import Output
+from vqhps.runtime.bundle import Bundle
+
+CONFIG = ExportConfig(name="small", training_data="none", input_size=32)
+
+
+class Small(nn.Module):
+    """One convolution, one linear layer and the capsule's tokenizer, with the interface of `VQHPS`."""
+
+    config = SimpleNamespace(sources=("image",))
+    shift = 0.0  # moved after tracing, torch and the graph differ
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = tiny_tokenizer()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 32, 8, stride=8), nn.ReLU())
+        self.backbone.mean, self.backbone.std = (0.5,) * 3, (0.25,) * 3
+        tokens, codes = self.tokenizer.num_tokens, self.tokenizer.num_codes
+        self.head = nn.Linear(32, tokens * codes + 9)
+
+    def predict(self, image: Tensor) -> Output:
+        tokens = self.tokenizer.num_tokens
+        x = self.head(self.backbone(image).mean((2, 3)))
+        logits = x[:, :-9].unflatten(1, (tokens, -1))
+        coarse = self.tokenizer.decode(logits.argmax(-1)) + self.shift
+        rotation = matrix_from_6d(x[:, -6:] + torch.tensor([1.0, 0, 0, 0, 1, 0]))
+        return Output(
+            vertices=rotate(rotation, self.tokenizer.upsample(coarse)),
+            joints=rotate(rotation, self.tokenizer.regressor("coco17") @ coarse),
+            rotation=rotation,
+            camera=x[:, -9:-6],
+            logits=logits,
+            indices=logits.argmax(-1),
+        )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    photos = []
+    for seed in range(2):
+        pixels = np.random.default_rng(seed).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((160, 120)).save(folder / f"{seed}.png")
+        photos.append(folder / f"{seed}.png")
+    report = export_bundle(Small().eval(), folder / "bundle", CONFIG, photos)
+    return folder, report, photos
+
+
+def test_bundle_says_what_torch_says(exported):
+    folder, report, photos = exported
+    bundle = Bundle.load(folder / "bundle")
+    crops = export.check_crops(photos, 32)
+    found = bundle.run(crops)
+    with torch.no_grad():
+        images = (torch.from_numpy(crops).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+        expected = Small().eval().predict(images)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_allclose(found.vertices, expected.vertices, atol=3e-3)  # half-precision weights
+    np.testing.assert_allclose(found.camera, expected.camera, atol=3e-3)
+    assert report.crops == 6 and report.single_mm < 0.1 and report.half_mean_mm < 1
+
+
+def test_metadata(exported):
+    folder, report, _ = exported
+    info = Bundle.load(folder / "bundle").info
+    assert (info.name, info.method, info.input_size, info.training_data) == ("small", "small", 32, "none")
+    assert (info.tokens, info.codes) == (6, 16)
+    assert info.mean == (127.5,) * 3 and info.std == (63.75,) * 3
+    assert report.bytes == (folder / "bundle" / "model.onnx").stat().st_size
+
+
+def test_nothing_else_is_left_behind(exported):
+    folder, _, _ = exported
+    assert sorted(p.name for p in folder.iterdir()) == ["0.png", "1.png", "bundle"]
+    assert sorted(p.name for p in (folder / "bundle").iterdir()) == ["body.npz", "bundle.json", "model.onnx"]
+
+
+def test_large_weights_are_stored_in_half_precision(exported):
+    folder, _, _ = exported
+    weights = {w.name: w for w in onnx.load(folder / "bundle" / "model.onnx").graph.initializer}
+    halves = [w for w in weights.values() if w.data_type == onnx.TensorProto.FLOAT16]
+    assert halves and all(w.name.endswith("_half") and np.prod(w.dims) >= 1024 for w in halves)
+
+
+def test_halving_keeps_what_it_is_told(tmp_path):
+    model = tiny_bundle.graph_model()
+    onnx.save(model, tmp_path / "a.onnx")
+    halve_weights(tmp_path / "a.onnx", keep=[tiny_bundle.regressor().T.copy()])  # recognised though transposed
+    weights = {w.name: w.data_type for w in onnx.load(tmp_path / "a.onnx").graph.initializer}
+    assert weights["joints_of"] == onnx.TensorProto.FLOAT
+    halve_weights(tmp_path / "a.onnx", keep=[])
+    weights = {w.name: w.data_type for w in onnx.load(tmp_path / "a.onnx").graph.initializer}
+    assert weights["joints_of_half"] == onnx.TensorProto.FLOAT16
+    onnx.checker.check_model(onnx.load(tmp_path / "a.onnx"), full_check=True)
+
+
+def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
+    model, real = Small().eval(), export.trace
+
+    def trace_then_change(*arguments: object) -> None:
+        real(*arguments)  # type: ignore[arg-type]
+        model.shift = 0.01
+
+    monkeypatch.setattr(export, "trace", trace_then_change)
+    with pytest.raises(VqhpsError, match="differs from torch in 'vertices'"):
+        export_bundle(model, tmp_path / "bundle", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_of_fixed_batch_is_not_written(tmp_path):
+    class Fixed(Small):
+        """`len` of a tensor is a plain number to the exporter: the graph would take that many crops only."""
+
+        def predict(self, image: Tensor) -> Output:
+            return super().predict(image + torch.zeros(1, 1, 1, 1).expand(len(image), 3, 32, 32))
+
+    with pytest.raises(VqhpsError, match="does not take 1 crops at once"):
+        export_bundle(Fixed().eval(), tmp_path / "bundle", CONFIG)
+
+
+def test_a_graph_too_large_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MAX_BYTES", 1000)
+    with pytest.raises(VqhpsError, match="choose a smaller model"):
+        export_bundle(Small().eval(), tmp_path / "bundle", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusals(tmp_path):
+    model = Small().eval()
+    model.config = SimpleNamespace(sources=("image", "keypoints"))
+    with pytest.raises(VqhpsError, match="reads image, keypoints"):
+        export_bundle(model, tmp_path / "bundle", CONFIG)
+    (tmp_path / "papers").mkdir()
+    with pytest.raises(VqhpsError, match="is no bundle"):
+        export_bundle(Small().eval(), tmp_path / "papers", CONFIG)
+    assert (tmp_path / "papers").is_dir()

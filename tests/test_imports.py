@@ -1,0 +1,95 @@
+"""Imports point one way only, and predicting imports no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "vqhps"
+
+_BASE = {"errors", "version"}
+_PURE = _BASE | {"config", "geometry", "crop"}
+_MODELS = _PURE | {"body", "tokenizer"}
+_TRAINING = _MODELS | {"models", "data", "checkpoint", "evaluation", "runtime"}
+ALLOWED = {
+    "errors": set(), "version": set(),
+    "config": _BASE, "geometry": _BASE, "crop": _BASE | {"geometry"},
+    "runtime": _PURE,
+    "body": _PURE, "tokenizer": _PURE | {"body"}, "models": _MODELS, "data": _MODELS,
+    "checkpoint": _MODELS | {"models"},
+    "evaluation": _MODELS | {"models", "data", "checkpoint", "runtime"},
+    "training": _TRAINING, "training_image": _TRAINING, "export": _TRAINING,
+    "app": _PURE | {"runtime"},
+}  # fmt: skip
+"""What each part may import, besides itself; `cli` and `__init__` may import everything."""
+
+TORCH_FREE = {"errors", "version", "config", "geometry", "crop", "runtime"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, in functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module))
+    return names
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if part(p) not in ("cli", "__init__"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_way(path):
+    own = part(path)
+    assert own in ALLOWED, f"say in this test what the new part '{own}' may import"
+    others = {name.split(".")[1] for name in imported(path) if name.startswith("vqhps.")} - {own}
+    assert others <= ALLOWED[own]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if part(p) in TORCH_FREE], ids=lambda p: p.name)
+def test_runtime_names_no_torch(path):
+    heavy = {"torch", "torchvision", "timm", "scipy", "anny", "roma", "lightning_fabric", "safetensors", "onnx"}
+    assert not {name.split(".")[0] for name in imported(path)} & heavy
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_cheap():
+    heavy = "{'torch', 'numpy', 'cv2', 'onnxruntime', 'trimesh', 'PIL', 'tyro'}"
+    assert run(f"import sys, vqhps; vqhps.__version__; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
+
+
+def test_help_is_cheap():
+    heavy = "{'torch', 'numpy', 'cv2', 'onnxruntime', 'trimesh', 'PIL'}"
+    code = f"""
+import sys
+from vqhps.cli import main
+try:
+    main(['--help'])
+except SystemExit:
+    print(sorted({heavy} & set(sys.modules)))
+"""
+    assert run(code).strip().endswith("[]")
+
+
+def test_public_names():
+    import vqhps
+
+    assert set(vqhps.__all__) == {"Prediction", "Predictor", "__version__", "load_checkpoint"}
+    for name in vqhps.__all__:
+        assert getattr(vqhps, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vqhps.nothing

@@ -1,0 +1,94 @@
+"""The training loop of the image models: it runs, keeps what it says, and resumes exactly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny_shards import TinyBody, symmetric_tokenizer, write_shard
+from vqhps import training_image
+from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
+from vqhps.data import crops
+from vqhps.errors import VqhpsError
+from vqhps.models.vqhps import VQHPSConfig
+from vqhps.training_image import ImageTrainingConfig, train_image_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture()
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight training images, a tokenizer, and no ImageNet weights."""
+    monkeypatch.setattr(crops, "anny_body", lambda mesh: TinyBody())
+    monkeypatch.setattr(training_image, "imagenet_weights", lambda name: None)
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "shards" / "tiny-train-0-000000.tar", 8)
+    save_checkpoint(tmp_path / "tokenizer", symmetric_tokenizer(), CheckpointCard("mesh_vqvae", "tiny"))
+    return tmp_path
+
+
+def recipe(folder: Path, out: str, **changes: object) -> ImageTrainingConfig:
+    settings: dict[str, object] = {
+        "shards": str(folder / "shards"), "tokenizer": str(folder / "tokenizer"), "out": str(folder / out),
+        "model": VQHPSConfig(dim=32, heads=4, hidden=64, dropout=0.2), "steps": 6, "batch_size": 2, "image_size": 32,
+        "final_image_size": 64, "final_share": 0.34, "warmup": 2, "validate_every": 3, "validation": 2,
+        "save_minutes": 0.0, "workers": 0, **changes,
+    }  # fmt: skip
+    return ImageTrainingConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_trains_and_keeps_a_checkpoint_that_rebuilds_itself(folder: Path) -> None:
+    out = train_image_model(recipe(folder, "run"))
+    model = load_checkpoint(out, "vqhps")
+    assert model.predict(torch.zeros(1, 3, 64, 64)).vertices.shape == (1, 162, 3)  # type: ignore[operator]
+    rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6]
+    assert rows[-1]["pve_argmax_mm"] > 0
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_file(train_image_model(recipe(folder, "whole")) / "model.safetensors")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_image, "_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_image_model(recipe(folder, "parts"))
+    parts = load_file(train_image_model(recipe(folder, "parts")) / "model.safetensors")
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_shards_that_come_later_do_not_change_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_file(train_image_model(recipe(folder, "whole")) / "model.safetensors")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_image, "_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_image_model(recipe(folder, "parts"))
+    write_shard(folder / "shards" / "tiny-train-0-000001.tar", 4, seed=1)
+    parts = load_file(train_image_model(recipe(folder, "parts")) / "model.safetensors")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("average", [0.9, 0.9995])
+def test_averaging_leaves_meshes_and_codes_alone(folder: Path, average: float) -> None:
+    model = load_checkpoint(train_image_model(recipe(folder, "run", average=average)))
+    tokenizer = load_checkpoint(folder / "tokenizer")
+    for name, value in tokenizer.state_dict().items():
+        torch.testing.assert_close(model.tokenizer.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_folder_with_another_model_is_not_overwritten(folder: Path) -> None:
+    train_image_model(recipe(folder, "run", steps=1))
+    with pytest.raises(VqhpsError, match="other model settings"):
+        train_image_model(recipe(folder, "run", model=VQHPSConfig(dim=64, heads=4, hidden=64)))
