@@ -2,26 +2,25 @@
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from vqhps.checkpoint import CheckpointCard, save_checkpoint
-from vqhps.config import to_dict
 from vqhps.data.bodies import BodyStream, test_bodies
 from vqhps.data.mocap import SOURCES, Source, load_poses
-from vqhps.errors import VqhpsError
 from vqhps.evaluation.tokenizer import tokenizer_errors
 from vqhps.tokenizer.build import anny_tokenizer
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
 from vqhps.tokenizer.networks import ComponentNetwork
+from vqhps.training_state import rate_share, resume_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +68,9 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     Returns:
         The checkpoint, `out/checkpoint`. `out/log.jsonl` keeps the errors on the held-out subjects.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.seed_everything(config.seed)
     stream = BodyStream(load_poses(Path(config.data_root), "train", 0.06, config.sources), config.children)
@@ -80,18 +79,17 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         _initialise(model, stream, config.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=False)
-    start = _resume(out, config, model, average, optimizer)
+    modules = {"model": model, "average": average}
+    start = resume_state(out, config, modules, optimizer)
     model, optimizer = fabric.setup(model, optimizer)
     coarse, full, _ = test_bodies(Path(config.data_root))
-    weight = model.mesh.get_buffer("weight")
     saved = time.monotonic()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="tokenizer", mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config.warmup, config.steps)
+            group["lr"] = config.learning_rate * rate_share(step, config.warmup, config.steps)
         vertices = fabric.to_device(stream.batch(config.batch_size, (config.seed, step)))
-        rebuilt, _, commitment = model(vertices)
-        distance = ((rebuilt - vertices).norm(dim=-1) * weight).sum(1).mean()
+        distance, commitment = _losses(model, vertices)
         optimizer.zero_grad()
         fabric.backward(distance + config.commitment * commitment)
         fabric.clip_gradients(model, optimizer, max_norm=1.0)
@@ -102,9 +100,15 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         if (step + 1) % config.evaluate_every == 0 or last:
             _report(out, step + 1, _averaged(model.module, average), coarse, full)
         if time.monotonic() - saved > 60 * config.save_minutes or last:
-            _save_state(out, config, step + 1, model.module, average, optimizer)
+            save_state(out, config, step + 1, modules, optimizer)
             saved = time.monotonic()
     return _finish(out, config, _averaged(model.module, average), coarse, full)
+
+
+def _losses(model: Any, vertices: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean distance of the rebuilt vertices, metres, and commitment."""
+    rebuilt, _, commitment = model(vertices)
+    return ((rebuilt - vertices).norm(dim=-1) * model.mesh.get_buffer("weight")).sum(1).mean(), commitment
 
 
 def _initialise(model: MeshVQVAE, stream: BodyStream, seed: int) -> None:
@@ -117,10 +121,6 @@ def _initialise(model: MeshVQVAE, stream: BodyStream, seed: int) -> None:
         latents = torch.cat([model.network.encode(part) for part in offsets.split(64)])
     log.info("k-means codes")
     model.quantizer.initialise(latents)
-
-
-def _schedule(step: int, warmup: int, steps: int) -> float:
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _averaged(model: MeshVQVAE, average: AveragedModel) -> MeshVQVAE:
@@ -137,49 +137,6 @@ def _report(out: Path, step: int, model: MeshVQVAE, coarse: Tensor, full: Tensor
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     tqdm.write(f"step {step}: PVE {row['pve_mm']:.2f} mm on held-out subjects, perplexity {row['perplexity']:.0f}")
-
-
-def _save_state(
-    out: Path,
-    config: TokenizerTrainingConfig,
-    step: int,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    state = {
-        "config": to_dict(config),
-        "step": step,
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    torch.save(state, out / "state.pt.partial")
-    (out / "state.pt.partial").replace(out / "state.pt")
-
-
-def _resume(
-    out: Path,
-    config: TokenizerTrainingConfig,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    path = out / "state.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["config"]["model"] != to_dict(config)["model"]:
-        raise VqhpsError(f"{out} holds a run with other model settings; name another folder with --out")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    log.info("resumed %s at step %d", out, state["step"])
-    return int(state["step"])
 
 
 def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, coarse: Tensor, full: Tensor) -> Path:

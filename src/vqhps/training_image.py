@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,15 +17,14 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
-from vqhps.config import to_dict
 from vqhps.data.augment import AugmentConfig
 from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
-from vqhps.models import MODELS
 from vqhps.models.backbones import imagenet_weights
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
+from vqhps.training_state import rate_share, resume_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +39,7 @@ class ImageTrainingConfig:
         shards: folder of prepared training shards.
         tokenizer: checkpoint of the tokenizer.
         out: folder of the run; a run found there goes on where it stopped.
+        start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
         model: settings of the image model.
         augment: strength of the augmentation.
         steps: training steps in all.
@@ -65,6 +64,7 @@ class ImageTrainingConfig:
     shards: str
     tokenizer: str
     out: str = "runs/image-model"
+    start_from: str | None = None
     model: VQHPSConfig = VQHPSConfig()
     augment: AugmentConfig = AugmentConfig()
     steps: int = 5000
@@ -92,8 +92,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     Returns:
         The checkpoint, `out/checkpoint`. `out/log.jsonl` keeps losses and validation errors.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     quiet_opencv()  # its threads would not survive the fork of the loader's processes
@@ -102,10 +101,10 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     model = _build(config)
     shards = Shards(_shards_of_run(out, Path(config.shards)))
     tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
-    log.info("%d samples in %d shards", len(shards), len(shards.paths))
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.average), use_buffers=True)
-    start = _resume(out, config, model, average, optimizer)
+    modules = {"model": model, "average": average}
+    start = resume_state(out, config, modules, optimizer)
     model, optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
     validate = _Validation(shards, config, tokens)
     saved, running = time.monotonic(), dict[str, float]()
@@ -124,18 +123,28 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
         if (step + 1) % config.validate_every == 0 or last:
             _report(out, step + 1, running, validate(average.module))  # type: ignore[arg-type]
         if time.monotonic() - saved > 60 * config.save_minutes or last:
-            _save(out, config, step + 1, model.module, average, optimizer)
+            save_state(out, config, step + 1, modules, optimizer)
+            _save_checkpoint(out, config, step + 1, average.module)
             saved = time.monotonic()
     return out / "checkpoint"
 
 
 def _build(config: ImageTrainingConfig) -> VQHPS:
-    _, model_class = MODELS["vqhps"]
+    if config.start_from:
+        start = load_checkpoint(Path(config.start_from), "vqhps")
+        model = VQHPS(config.model, start.tokenizer)  # type: ignore[arg-type]
+        model.load_state_dict(start.state_dict())
+        return model
     tokenizer = load_checkpoint(Path(config.tokenizer), "mesh_vqvae")
     weights = imagenet_weights(config.model.backbone)
     if weights is None:
         log.warning("no ImageNet weights at hand for %s: it starts from random ones", config.model.backbone)
-    return model_class(config.model, tokenizer, weights)  # type: ignore[return-value]
+    return VQHPS(config.model, tokenizer, weights)
+
+
+def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: nn.Module) -> None:
+    notes = f"After {step} of {config.steps} steps of {config.batch_size} crops."
+    save_checkpoint(out / "checkpoint", model, CheckpointCard("vqhps", notes=notes), half=True)
 
 
 def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,7 +154,7 @@ def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, config: ImageTrainingConfig, step: int) -> None:
-    share = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    share = rate_share(step, config.warmup, config.steps)
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * group["share"] * share
 
@@ -243,41 +252,3 @@ def _report(out: Path, step: int, losses: dict[str, float], errors: dict[str, fl
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "losses": losses, **errors}) + "\n")
     tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.1f}" for name, value in errors.items()))
-
-
-def _save(
-    out: Path,
-    config: ImageTrainingConfig,
-    step: int,
-    model: VQHPS,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    state = {
-        "config": to_dict(config),
-        "step": step,
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    torch.save(state, out / "state.pt.partial")
-    (out / "state.pt.partial").replace(out / "state.pt")
-    card = CheckpointCard("vqhps", "anny", notes=f"After {step} of {config.steps} steps of {config.batch_size} crops.")
-    save_checkpoint(out / "checkpoint", average.module, card, half=True)
-
-
-def _resume(
-    out: Path, config: ImageTrainingConfig, model: VQHPS, average: AveragedModel, optimizer: torch.optim.Optimizer
-) -> int:
-    if not (out / "state.pt").exists():
-        return 0
-    state = torch.load(out / "state.pt", weights_only=True)
-    if state["config"]["model"] != to_dict(config)["model"]:
-        raise VqhpsError(f"{out} holds a run with other model settings; name another folder with --out")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    log.info("resumed %s at step %d", out, state["step"])
-    return int(state["step"])

@@ -85,8 +85,7 @@ def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path 
         The summary: means by protocol and metric, mm, and PCK of the visible key points.
     """
     body = anny_body("full")
-    regressor = body.joint_regressors["h36m17"]
-    rotations = crop_rotations(shards)
+    regressor, rotations = body.joint_regressors["h36m17"], crop_rotations(shards)
     columns: dict[str, list[np.ndarray]] = {}
     for rows in tqdm(np.array_split(np.arange(len(shards)), -(-len(shards) // 32)), "synthetic-test", unit="batch"):
         bodies = model(plain_crops(shards, rows, input_size))
@@ -97,10 +96,9 @@ def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path 
             for name, protocol in PROTOCOLS.items()
             for metric, errors in mesh_errors(protocol, bodies.vertices, true, regressor).items()
         }
-        keypoints = (project(bodies.joints, bodies.camera) + 1) * input_size / 2
-        truth = (crop_keypoints(shards, rows) + 1) * input_size / 2
+        keypoints, truth = project(bodies.joints, bodies.camera), crop_keypoints(shards, rows)
         boxes = shards.labels["box"][rows]
-        diagonal = np.hypot(*(boxes[:, 2:] - boxes[:, :2]).T) * input_size / crop_from_box(boxes)[1]
+        diagonal = np.hypot(*(boxes[:, 2:] - boxes[:, :2]).T) * 2 / crop_from_box(boxes)[1]
         visible = shards.labels["keypoints_visible"][rows] == 2
         values |= _pck_columns(keypoints, truth, visible, diagonal)
         for name, value in values.items():

@@ -76,7 +76,7 @@ class _HighResolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net: Any = timm.create_model("hrnet_w48", pretrained=False, features_only=True, feature_location="")
-        self.net.incre_modules = None
+        self.net.incre_modules = None  # type: ignore[assignment]
         self.downsample = nn.ModuleList(
             nn.Sequential(*(m for _ in range(3 - i) for m in _halve(c))) for i, c in enumerate(self.branches)
         )

@@ -137,20 +137,18 @@ def _to_full_frame(
     focal: float,
     photo_size: tuple[int, int],
 ) -> list[Prediction]:
-    """Move bodies from the cameras of their crops (centre (N, 2) and size (N,) px) into that of the photo.
-
-    A crop's camera looks at the crop's centre; the photo's (`photo_size` is width, height in px) looks straight ahead.
-    """
+    """Move bodies from the cameras of their crops, which look at the crop's centre, into that of the photo, px."""
     count, (center, size) = len(people), crop
     camera = output.camera.astype(np.float64)
     if (camera[:, 0] < _MIN_SCALE).any():
         logger.warning("the model is unsure how far away a person is; the distance is cut off")
         camera[:, 0] = np.maximum(camera[:, 0], _MIN_SCALE)
     principal = np.tile(np.asarray(photo_size, np.float64) / 2, (count, 1))
-    turn = ray_rotation(center, np.full(count, float(focal)), principal)
-    translation = full_translation(camera, center, size, np.full(count, float(focal)), principal)
-    intrinsics = np.zeros((count, 3, 3))
-    intrinsics[:, [0, 1], [0, 1]], intrinsics[:, :2, 2], intrinsics[:, 2, 2] = focal, principal, 1
+    focals = np.full(count, float(focal))
+    turn = ray_rotation(center, focals, principal)
+    translation = full_translation(camera, center, size, focals, principal)
+    intrinsics = np.tile(np.diag([focal, focal, 1.0]), (count, 1, 1))
+    intrinsics[:, :2, 2] = principal
     vertices = rotate(turn, output.vertices.astype(np.float64)) + translation[:, None]
     joints = rotate(turn, output.joints.astype(np.float64)) + translation[:, None]
     joints2d = project_perspective(joints, intrinsics)
