@@ -63,10 +63,9 @@ class TokenizerTrainingConfig:
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
-    """Train a Mesh-VQ-VAE on the default body; resumes a run that was stopped, exactly.
+    """Train a Mesh-VQ-VAE on the default body; a stopped run goes on exactly.
 
-    Returns:
-        The checkpoint, `out/checkpoint`. `out/log.jsonl` keeps the errors on the held-out subjects.
+    Returns: the checkpoint, `out/checkpoint`. `out/log.jsonl` keeps the errors on the held-out subjects.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out = Path(config.out)

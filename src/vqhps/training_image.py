@@ -87,10 +87,9 @@ class ImageTrainingConfig:
 
 
 def train_image_model(config: ImageTrainingConfig) -> Path:
-    """Train an image model on prepared shards; resumes a run that was stopped, exactly, on the shards it began with.
+    """Train an image model on prepared shards; a stopped run goes on exactly, on the shards it began with.
 
-    Returns:
-        The checkpoint, `out/checkpoint`. `out/log.jsonl` keeps losses and validation errors.
+    Returns: the checkpoint, `out/checkpoint`. `out/log.jsonl` keeps losses and validation errors.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out = Path(config.out)
@@ -142,7 +141,7 @@ def _build(config: ImageTrainingConfig) -> VQHPS:
     return VQHPS(config.model, tokenizer, weights)
 
 
-def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: nn.Module) -> None:
+def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: torch.nn.Module) -> None:
     notes = f"After {step} of {config.steps} steps of {config.batch_size} crops."
     save_checkpoint(out / "checkpoint", model, CheckpointCard("vqhps", notes=notes), half=True)
 
