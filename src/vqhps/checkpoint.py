@@ -117,6 +117,16 @@ def load_checkpoint(folder: Path | str, kind: Literal["mesh_vqvae"] | str | None
     return model.eval()
 
 
+def load_tokenizer(folder: Path | str) -> MeshVQVAE:
+    """The tokenizer of a checkpoint, which may be its own or that of an image model.
+
+    Raises:
+        VqhpsError: as `load_checkpoint`.
+    """
+    model = load_checkpoint(folder)
+    return model if isinstance(model, MeshVQVAE) else model.tokenizer  # type: ignore[return-value]
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -163,7 +163,7 @@ class Evaluate:
     bundle: Path | None = None
     """ONNX bundle of an image model; the shipped one by default."""
     checkpoint: Path | None = None
-    """Checkpoint of the tokenizer."""
+    """Checkpoint of the tokenizer, or of an image model that holds it."""
     mean_body: bool = False
     """Measure the prediction that is always the mean body instead of a model."""
     out: Path | None = None

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
+from vqhps.checkpoint import CheckpointCard, load_checkpoint, load_tokenizer, save_checkpoint
 from vqhps.data.augment import AugmentConfig
 from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
@@ -37,7 +37,7 @@ class ImageTrainingConfig:
 
     Attributes:
         shards: folder of prepared training shards.
-        tokenizer: checkpoint of the tokenizer.
+        tokenizer: checkpoint of the tokenizer, or of an image model that holds it.
         out: folder of the run; a run found there goes on where it stopped.
         start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
         model: settings of the image model.
@@ -134,7 +134,7 @@ def _build(config: ImageTrainingConfig) -> VQHPS:
         model = VQHPS(config.model, start.tokenizer)  # type: ignore[arg-type]
         model.load_state_dict(start.state_dict())
         return model
-    tokenizer = load_checkpoint(Path(config.tokenizer), "mesh_vqvae")
+    tokenizer = load_tokenizer(config.tokenizer)
     weights = imagenet_weights(config.model.backbone)
     if weights is None:
         log.warning("no ImageNet weights at hand for %s: it starts from random ones", config.model.backbone)

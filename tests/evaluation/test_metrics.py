@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import roma
 import torch
+from PIL import Image
 from scipy.spatial import procrustes as scipy_procrustes
 from scipy.spatial.transform import Rotation
 
@@ -14,7 +15,8 @@ from vqhps.body.joints import H36M17, H36M17_TO_14
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.metrics import aligned_distance_mm, correct_keypoints, mean_distance_mm
 from vqhps.evaluation.protocols import PROTOCOLS, mesh_errors
-from vqhps.evaluation.run import labelled_people
+from vqhps.evaluation.run import Bodies, evaluate_coco, labelled_people
+from vqhps.geometry import crop_from_box, crop_to_full
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(0, 0.4, (5, 60, 3))
@@ -127,3 +129,33 @@ def test_bad_annotations_are_named(tmp_path: Path) -> None:
         labelled_people(
             coco_file(tmp_path, [{"id": 1, "image_id": 8, "bbox": [0, 0, 1, 1], "keypoints": [1, 1, 2] * 17}])
         )
+
+
+def test_perfect_key_points_score_one_and_shifted_ones_do_not(tmp_path):
+    """From crop coordinates to the photo and back, through files: a model that knows the answer scores 1."""
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((120, 200, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    answer = RNG.uniform(-0.7, 0.7, (17, 2))
+    box = np.array([30.0, 20.0, 110.0, 100.0])
+    pixels = crop_to_full(answer[None], *crop_from_box(box[None]))[0] - 0.5
+    flat = np.concatenate([pixels, np.full((17, 1), 2)], 1).ravel().tolist()
+    person = {"id": 1, "image_id": 1, "bbox": [30, 20, 80, 80], "keypoints": flat}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [person]}
+    (tmp_path / "person_keypoints_free.json").write_text(json.dumps(content))
+
+    def model(shift: float):
+        def run(crops):
+            assert crops.shape == (1, 64, 64, 3)
+            joints = np.concatenate([answer + shift, np.zeros((17, 1))], 1)[None]
+            return Bodies(np.zeros((1, 4, 3)), joints, np.array([[1.0, 0.0, 0.0]]))
+
+        return run
+
+    perfect = evaluate_coco(model(0.0), 64, tmp_path, tmp_path / "out")
+    assert perfect["PCK@0.05"] == 1 and perfect["persons"] == 1
+    assert (tmp_path / "out" / "results.csv").read_text().startswith("sample,")
+    # 0.4 of half a crop of 100 px along both axes are 28 px; the diagonal of the box is 113 px.
+    shifted = evaluate_coco(model(0.4), 64, tmp_path)
+    assert shifted["PCK@0.2"] == 0
+    assert evaluate_coco(model(0.2), 64, tmp_path)["PCK@0.2"] == 1
+    assert evaluate_coco(model(0.2), 64, tmp_path)["PCK@0.1"] == 0

@@ -48,16 +48,16 @@ def evaluate_tokenizer(checkpoint: Path, data_root: Path, out: Path | None = Non
     """PVE of a tokenizer on the held-out CMU subjects, on the full mesh, mm.
 
     Args:
-        checkpoint: of the tokenizer.
+        checkpoint: of the tokenizer, or of an image model that holds it.
         data_root: folder that holds `mocap/`.
         out: folder for `results.csv`, a row a body.
     """
-    from vqhps.checkpoint import load_checkpoint
+    from vqhps.checkpoint import load_tokenizer
     from vqhps.data.bodies import test_bodies
 
-    model = load_checkpoint(checkpoint, "mesh_vqvae")
+    model = load_tokenizer(checkpoint)
     coarse, full, clips = test_bodies(data_root)
-    errors = tokenizer_errors(model, coarse, full)  # type: ignore[arg-type]
+    errors = tokenizer_errors(model, coarse, full)
     pve = errors["pve_mm"]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
