@@ -1,5 +1,6 @@
 """Export on a real but tiny torch model: the checks bite, half precision stays close, nothing half-done is left."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,3 +153,12 @@ def test_refusals(tmp_path):
     with pytest.raises(VqhpsError, match="is no bundle"):
         export_bundle(Small().eval(), tmp_path / "papers", CONFIG)
     assert (tmp_path / "papers").is_dir()
+
+
+def test_a_bundle_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+    """The shipped graph: no path of a source file, no stack trace."""
+    from vqhps.runtime import bundle
+
+    content = (Path(bundle.__file__).parents[1] / "bundles" / "default" / "model.onnx").read_bytes()
+    assert b"stack_trace" not in content
+    assert b".py" not in content

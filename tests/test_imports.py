@@ -20,7 +20,10 @@ ALLOWED = {
     "body": _PURE, "tokenizer": _PURE | {"body"}, "models": _MODELS, "data": _MODELS,
     "checkpoint": _MODELS | {"models"},
     "evaluation": _MODELS | {"models", "data", "checkpoint", "runtime"},
-    "training": _TRAINING, "training_image": _TRAINING, "export": _TRAINING,
+    "training_state": _PURE,
+    "training": _TRAINING | {"training_state"},
+    "training_image": _TRAINING | {"training_state"},
+    "export": _TRAINING,
     "app": _PURE | {"runtime"},
 }  # fmt: skip
 """What each part may import, besides itself; `cli` and `__init__` may import everything."""

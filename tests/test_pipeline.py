@@ -73,7 +73,7 @@ def tokenizer_config(data: Path, out: Path) -> TokenizerTrainingConfig:
 def image_config(shards: Path, tokenizer: Path, out: Path) -> ImageTrainingConfig:
     model = VQHPSConfig(dim=32, heads=2, hidden=32, dropout=0.1)
     return ImageTrainingConfig(
-        str(shards), str(tokenizer), str(out), model, steps=4, batch_size=4, image_size=64, final_image_size=96,
+        str(shards), str(tokenizer), str(out), model=model, steps=4, batch_size=4, image_size=64, final_image_size=96,
         final_share=0.5, warmup=1, validate_every=4, validation=2, save_minutes=0.0, workers=0,
     )  # fmt: skip
 

@@ -188,7 +188,23 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
+    strip_traces(model)
     onnx.save(model, path)
+
+
+def strip_traces(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes of this machine: source files and stack traces of every node."""
+    places = (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *model.functions,
+    )
+    for place in (*places, *model.graph.input, *model.graph.output, *(n for f in model.functions for n in f.node)):
+        del place.metadata_props[:]
+        place.ClearField("doc_string")
 
 
 def check_crops(photos: Sequence[Path], size: int) -> UInt8[np.ndarray, "N S S 3"]:

@@ -4,13 +4,14 @@ Pure functions on the array API: numpy arrays at prediction time and torch tenso
 Camera axes are OpenCV's (x right, y down, z forward); pixel centres lie at integer + 0.5.
 """
 
+import math
 from typing import Any
 
 from array_api_compat import array_namespace
 
 Array = Any  # numpy.ndarray or torch.Tensor, shapes in the docstrings
 
-DEFAULT_FOV_DEG = 55.0  # vertical-diagonal guess for photos without EXIF; see `default_focal`
+DEFAULT_FOV_DEG = 55.0  # of the diagonal, for photos without EXIF; see `default_focal`
 
 
 def matrix_from_6d(rotation_6d: Array) -> Array:
@@ -108,8 +109,6 @@ def crop_to_full(points: Array, center: Array, size: Array) -> Array:
 def default_focal(width: int, height: int) -> float:
     """Focal length in pixels assumed for a photo without EXIF: a 55 degree diagonal field of view, as phones have it
     at their main camera."""
-    import math
-
     return math.hypot(width, height) / (2 * math.tan(math.radians(DEFAULT_FOV_DEG) / 2))
 
 

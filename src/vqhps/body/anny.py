@@ -34,6 +34,9 @@ class AnnyBody:
     def __init__(self, mesh: Mesh = "full") -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import warp
+
+            warp.config.quiet = True  # type: ignore[attr-defined]  # or its greeting goes to standard output
             import anny
             from anny.models.model_data import TopologyConfig
 
