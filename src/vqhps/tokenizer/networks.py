@@ -68,8 +68,8 @@ class ComponentNetwork(nn.Module):
 
     The linear part is principal component analysis of the training bodies. Token t carries the components t, 2T-1-t,
     2T+t, ...: a strong one with weak ones, so that its codebook can give each the share of its bits that lowers the
-    error (pairs in order of strength, 1-2, 3-4, waste theirs on the weak pairs: 13.7 mm against 3.7 before any
-    training). Residual MLPs on both sides, zero at first, learn what is not linear.
+    error; pairs in order of strength, 1-2, 3-4, would waste theirs on the weak pairs.
+    Residual MLPs on both sides, zero at first, learn what is not linear.
 
     Latents are in metres: a unit of latent moves the vertices by one metre root mean square.
     """
