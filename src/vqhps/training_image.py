@@ -19,11 +19,13 @@ from tqdm import tqdm
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, load_tokenizer, save_checkpoint
 from vqhps.data.augment import AugmentConfig
 from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
+from vqhps.data.features import feature_key, store_features
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
 from vqhps.models.backbones import imagenet_weights
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
+from vqhps.runtime.download import blazepose_models
 from vqhps.training_state import rate_share, resume_state, save_state
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ class ImageTrainingConfig:
         validate_every: steps between evaluations on `validation` held-back samples.
         validation: samples of the last shards held back; they are never trained on.
         save_minutes: between saved states.
+        kept_views: where the first part of the backbone is frozen (`frozen_stages`), compute it once on this many
+            augmented crops of each sample and train on those, at `final_image_size`; 0 for new crops in every step.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
@@ -81,6 +85,7 @@ class ImageTrainingConfig:
     validate_every: int = 500
     validation: int = 500
     save_minutes: float = 4.0
+    kept_views: int = 0
     workers: int = 1
     threads: int = 0
     seed: int = 0
@@ -106,9 +111,10 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     start = resume_state(out, config, modules, optimizer)
     model, optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
     validate = _Validation(shards, config, tokens)
+    batches = _kept_batches if config.kept_views else _batches
     saved, running = time.monotonic(), dict[str, float]()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
-    for step, batch in zip(bar, _batches(config, shards, tokens, start), strict=False):
+    for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=False):
         _set_rates(optimizer, config, step)
         losses = _losses(model, fabric.to_device(batch))
         optimizer.zero_grad()
@@ -135,9 +141,10 @@ def _build(config: ImageTrainingConfig) -> VQHPS:
         model.load_state_dict(start.state_dict())
         return model
     tokenizer = load_tokenizer(config.tokenizer)
-    weights = imagenet_weights(config.model.backbone)
+    name = config.model.backbone
+    weights = blazepose_models()[1] if name == "blazepose" else imagenet_weights(name)
     if weights is None:
-        log.warning("no ImageNet weights at hand for %s: it starts from random ones", config.model.backbone)
+        log.warning("no ImageNet weights at hand for %s: it starts from random ones", name)
     return VQHPS(config.model, tokenizer, weights)
 
 
@@ -149,7 +156,9 @@ def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: t
 def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of a batch; the true mesh is what the target tokens decode to."""
     batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
-    return model.module.loss(model(model.module.normalise(batch["image"])), batch)
+    kept = "trunk" in batch
+    output = model(trunk=batch["trunk"]) if kept else model(model.module.normalise(batch["image"]))
+    return model.module.loss(output, batch)
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, config: ImageTrainingConfig, step: int) -> None:
@@ -195,7 +204,7 @@ def _parameter_groups(model: VQHPS, config: ImageTrainingConfig) -> list[dict[st
 
 
 def _batches(
-    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int
+    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: VQHPS
 ) -> Iterator[dict[str, Tensor]]:
     """Batches from step `start` on, larger crops in the last part."""
     switch = int(config.steps * (1 - config.final_share))
@@ -213,6 +222,24 @@ def _batches(
             prefetch_factor=4 if config.workers else None,
             generator=torch.Generator(),  # its own: a resumed run must not draw from the model's
         )
+
+
+def _kept_batches(
+    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: VQHPS
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of kept features from step `start` on, in an order that the seed fixes."""
+    if config.model.frozen_stages < 1:
+        raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
+    trunk, size = model.backbone.trunk, config.final_image_size
+    key = feature_key(trunk, size, config.augment, config.kept_views)
+    settings = (key, size, config.augment, config.kept_views, config.workers)
+    store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops)), *settings)
+    rows = np.flatnonzero(store.sample < len(shards) - config.validation)
+    for step in range(start, config.steps):
+        positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+        epochs, places = np.divmod(positions, len(rows))
+        orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
+        yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
 
 
 class _Validation:
@@ -234,7 +261,7 @@ class _Validation:
             *(x.split(50) for x in (self.crops, self.tokens, self.rotation)), strict=True
         ):
             truth = rotate(rotation, model.tokenizer.decode(tokens))
-            logits, rotation_6d, camera = model.encode(model.normalise(crops), None)
+            logits, rotation_6d, camera = model.encode(model.normalise(crops))
             joints = model.tokenizer.regressor("h36m17")
             for how in ("argmax", "expected"):
                 out = model._output(logits, rotation_6d, camera, how, full=False)

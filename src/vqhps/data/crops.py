@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,24 +101,45 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
         index = int(self._order[1][place])
         rng = np.random.default_rng((self.seed, 1, position))
-        sample = self.shards[index]
-        view = random_view(sample.center, sample.size, self.augment, rng)
-        cut = (view.center, view.size, self.size, view.angle_deg, view.flip)
-        image = augment_image(crop_image(sample.image, *cut), self.augment, rng)
-        matrix = crop_matrix(*cut)
-        keypoints = (sample.keypoints2d @ matrix[:, :2].T + matrix[:, 2]) * (2 / self.size) - 1
-        weight = sample.keypoints_weight
-        if view.flip:
-            keypoints, weight = keypoints[list(COCO17_FLIP)], weight[list(COCO17_FLIP)]
-        weight = weight * (np.abs(keypoints).max(1) < _FAR)
-        return {
-            "image": torch.from_numpy(image),
-            "indices": torch.from_numpy(self.tokens[index, int(view.flip)].astype(np.int64)),
-            "rotation": torch.from_numpy(view.rotated(self.rotations[index])),
-            "keypoints2d": torch.from_numpy(keypoints.astype(np.float32)),
-            "keypoints_weight": torch.from_numpy(weight.astype(np.float32)),
-            "has_mesh": torch.tensor(float(sample.has_mesh)),
-        }
+        crop = random_crop(self.shards, self.rotations, index, self.size, self.augment, rng)
+        crop["indices"] = self.tokens[index, int(crop.pop("flip"))].astype(np.int64)
+        return {name: torch.as_tensor(value) for name, value in crop.items()}
+
+
+def random_crop(
+    shards: Shards,
+    rotations: Float[np.ndarray, "N 3 3"],
+    index: int,
+    size: int,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """An augmented crop of a sample: `image`, the labels that follow it, and whether it is mirrored (`flip`).
+
+    Args:
+        shards: samples.
+        rotations: of all of them, from `crop_rotations`.
+        index: which.
+        size: side of the crop, px.
+        augment: strength.
+        rng: source of all randomness.
+    """
+    sample = shards[index]
+    view = random_view(sample.center, sample.size, augment, rng)
+    cut = (view.center, view.size, size, view.angle_deg, view.flip)
+    matrix = crop_matrix(*cut)
+    keypoints = (sample.keypoints2d @ matrix[:, :2].T + matrix[:, 2]) * (2 / size) - 1
+    weight = sample.keypoints_weight
+    if view.flip:
+        keypoints, weight = keypoints[list(COCO17_FLIP)], weight[list(COCO17_FLIP)]
+    return {
+        "image": augment_image(crop_image(sample.image, *cut), augment, rng),
+        "flip": view.flip,
+        "rotation": view.rotated(rotations[index]),
+        "keypoints2d": keypoints.astype(np.float32),
+        "keypoints_weight": (weight * (np.abs(keypoints).max(1) < _FAR)).astype(np.float32),
+        "has_mesh": np.float32(sample.has_mesh),
+    }
 
 
 def plain_crops(shards: Shards, rows: Int[np.ndarray, "R"], size: int) -> np.ndarray:

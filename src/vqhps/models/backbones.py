@@ -1,4 +1,4 @@
-"""Image backbones: a feature map at stride 32, its channels, and the input normalisation it was trained with.
+"""Image backbones: a feature map at stride 32, a vector of the whole image, and the input normalisation.
 
 Nothing is downloaded here: weights come from an installed package or from a file that the caller names.
 """
@@ -13,23 +13,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqhps.errors import VqhpsError
+from vqhps.models.blazepose import BlazePose
 
-BackboneName = Literal["tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
+BackboneName = Literal["blazepose", "tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _STAGES = {
-    "tf_efficientnet_lite0": ("conv_stem", "bn1", *(f"blocks.{i}" for i in range(7))),
-    "resnet50": ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"),
-    "hrnet_w48": ("conv1", "bn1", "conv2", "bn2", "layer1"),
+    "blazepose": ("trunk", "tail", "head"),
+    "tf_efficientnet_lite0": ("net.conv_stem", "net.bn1", *(f"net.blocks.{i}" for i in range(7))),
+    "resnet50": ("net.conv1", "net.bn1", "net.layer1", "net.layer2", "net.layer3", "net.layer4"),
+    "hrnet_w48": ("net.conv1", "net.bn1", "net.conv2", "net.bn2", "net.layer1"),
 }
-_LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
+_NORMALISATION = {
+    "blazepose": ((0.0,) * 3, (1.0,) * 3),
+    "tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
+}  # the others: ImageNet's
+_CHANNELS = {"blazepose": 288, "tf_efficientnet_lite0": 1280, "resnet50": 2048, "hrnet_w48": 720}
 
 
 class Backbone(nn.Module):
-    """A network from images to one feature map.
+    """A network from images to one feature map and one vector.
 
     Attributes:
         channels: of the feature map.
+        pooled_channels: length of the vector.
         stride: of the feature map, px.
         mean: of the input, a channel, for images in [0, 1].
         std: of the input, likewise.
@@ -37,24 +44,47 @@ class Backbone(nn.Module):
 
     stride = 32
 
-    def __init__(
-        self, name: str, body: nn.Module, channels: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]
-    ) -> None:
+    def __init__(self, name: BackboneName, body: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.body = body
-        self.channels = channels
-        self.mean, self.std = normalisation
+        self.channels = _CHANNELS[name]
+        self.pooled_channels = body.pooled_channels if isinstance(body, BlazePose) else self.channels
+        self.mean, self.std = _NORMALISATION.get(name, _IMAGENET)
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H32 W32"]:
-        """Features of normalised images, always in float32: on CPUs depthwise convolutions are slower in bfloat16."""
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
+        """Feature map and vector (its mean, or what the network itself makes of it) of normalised images.
+
+        Always in float32: on CPUs depthwise convolutions are slower in bfloat16.
+        """
         with torch.autocast(image.device.type, enabled=False):
-            return self.body(image.float())
+            if isinstance(self.body, BlazePose):
+                return self.body(image.float())
+            features = self.body(image.float())
+            return features, features.mean((2, 3))
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The first part of the network, of which frozen features can be kept.
+
+        Raises:
+            VqhpsError: this backbone is in one piece.
+        """
+        if not isinstance(self.body, BlazePose):
+            raise VqhpsError(f"features of {self.name} cannot be kept: only those of blazepose")
+        return self.body.trunk
+
+    def from_trunk(
+        self, trunk: Float[Tensor, "B Ct h w"]
+    ) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
+        """What `forward` gives, from the output of `trunk`."""
+        with torch.autocast(trunk.device.type, enabled=False):
+            return self.body.from_trunk(trunk.float())  # type: ignore[operator]
 
     def freeze(self, stages: int) -> None:
         """Keep the first parts of the network, stem first, as they came."""
         for name in _STAGES[self.name][:stages]:
-            self.body.get_submodule(f"net.{name}").requires_grad_(False)
+            self.body.get_submodule(name).requires_grad_(False)
 
 
 class _Timm(nn.Module):
@@ -100,18 +130,23 @@ def create_backbone(name: BackboneName, weights: Path | None = None) -> Backbone
 
     Args:
         name: which.
-        weights: a file of timm's weights of this network, read as plain tensors; without it the weights are random.
+        weights: a file of timm's weights of this network, read as plain tensors, or `pose_landmark_full.tflite` for
+            `blazepose`; without it the weights are random.
 
     Raises:
         VqhpsError: the name is not known, or the file does not fit.
     """
     if name not in get_args(BackboneName):
         raise VqhpsError(f"no backbone '{name}'; known are {', '.join(get_args(BackboneName))}")
-    body: nn.Module = _HighResolution() if name == "hrnet_w48" else _Timm(name)
-    channels = {"tf_efficientnet_lite0": 1280, "resnet50": 2048, "hrnet_w48": 720}[name]
+    if name == "blazepose":
+        body: nn.Module = BlazePose()
+        if weights is not None:
+            body.load_tflite(weights)  # type: ignore[operator]
+        return Backbone(name, body)
+    body = _HighResolution() if name == "hrnet_w48" else _Timm(name)
     if weights is not None:
         load_backbone_weights(body.net, name, weights)  # type: ignore[arg-type]
-    return Backbone(name, body, channels, _LITE if name == "tf_efficientnet_lite0" else _IMAGENET)
+    return Backbone(name, body)
 
 
 def imagenet_weights(name: BackboneName) -> Path | None:

@@ -118,7 +118,7 @@ class VQHPS(nn.Module):
             for backbone in filter(None, (self.backbone, self.backbone_rotation)):
                 backbone.freeze(config.frozen_stages)
             self.image_in = nn.Conv2d(self.backbone.channels, dim, 1)
-            pooled += self.backbone.channels
+            pooled += self.backbone.pooled_channels
         if "keypoints" in config.sources:
             self.keypoint_in = nn.Linear(dim + 1, dim)
             self.keypoint_names = nn.Parameter(0.02 * torch.randn(len(COCO17), dim))
@@ -147,7 +147,10 @@ class VQHPS(nn.Module):
         return ((images - mean) / std).permute(0, 3, 1, 2)
 
     def forward(
-        self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 3"] | None = None
+        self,
+        image: Float[Tensor, "B 3 H W"] | None = None,
+        keypoints: Float[Tensor, "B J 3"] | None = None,
+        trunk: Float[Tensor, "B Ct h w"] | None = None,
     ) -> Output:
         """Output on the coarse mesh, for training.
 
@@ -155,8 +158,9 @@ class VQHPS(nn.Module):
             image: normalised crops of any size; needed if `image` is among the sources.
             keypoints: COCO-17 in crop coordinates, and confidence; those without confidence count as missing. Needed
                 if `keypoints` is among the sources.
+            trunk: in place of `image`, what the first part of the backbone made of it.
         """
-        return self._output(*self.encode(image, keypoints), self.config.loss.decode, full=False)
+        return self._output(*self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
 
     @torch.no_grad()
     def predict(
@@ -186,14 +190,18 @@ class VQHPS(nn.Module):
         return self.tokenizer.decode_expected(logits.softmax(-1))
 
     def encode(
-        self, image: Float[Tensor, "B 3 H W"] | None, keypoints: Float[Tensor, "B J 3"] | None
+        self,
+        image: Float[Tensor, "B 3 H W"] | None,
+        keypoints: Float[Tensor, "B J 3"] | None = None,
+        trunk: Float[Tensor, "B Ct h w"] | None = None,
     ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
         """Logits of the codes, 6D rotation and camera."""
         parts, pooled = [], []
         if "image" in self.config.sources:
-            features = self.backbone(image)
-            other = self.backbone_rotation
-            pooled.append((features if other is None else other(image)).mean((2, 3)))
+            features, vector = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
+            if self.backbone_rotation is not None:
+                vector = self.backbone_rotation(image)[1]
+            pooled.append(vector)
             positions = grid_positions(features.shape[2], features.shape[3], features.device)[None].expand(
                 features.shape[0], -1, -1
             )
