@@ -34,6 +34,7 @@ class Small(nn.Module):
         torch.manual_seed(0)
         self.backbone = nn.Sequential(nn.Conv2d(3, 32, 8, stride=8), nn.ReLU())
         self.backbone.mean, self.backbone.std = (0.5,) * 3, (0.25,) * 3
+        self.backbone.finds_keypoints = False
         tokens, codes = self.tokenizer.num_tokens, self.tokenizer.num_codes
         self.head = nn.Linear(32, tokens * codes + 9)
 
@@ -147,7 +148,7 @@ def test_a_graph_too_large_is_not_written(tmp_path, monkeypatch):
 def test_refusals(tmp_path):
     model = Small().eval()
     model.config = SimpleNamespace(sources=("image", "keypoints"))
-    with pytest.raises(VqhpsError, match="reads image, keypoints"):
+    with pytest.raises(VqhpsError, match="given image, keypoints"):
         export_bundle(model, tmp_path / "bundle", CONFIG)
     (tmp_path / "papers").mkdir()
     with pytest.raises(VqhpsError, match="is no bundle"):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -78,6 +79,53 @@ def test_shards_that_come_later_do_not_change_a_run(folder: Path, monkeypatch: p
     parts = load_file(train_image_model(recipe(folder, "parts")) / "model.safetensors")
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
+
+
+def kept_recipe(folder: Path, out: str, **changes: object) -> ImageTrainingConfig:
+    model = VQHPSConfig(
+        backbone="blazepose", frozen_stages=1, sources=("image", "keypoints"), hints=0.5, first_guess=True, dim=32,
+        heads=4, hidden=64, dropout=0.2,
+    )  # fmt: skip
+    sizes = {"image_size": 256, "final_image_size": 256}
+    return recipe(folder, out, model=model, kept_views=2, lifting_steps=2, lifting_batch=4, **sizes, **changes)
+
+
+def test_kept_features_resume_exactly_and_are_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BlazePose with random weights: its file is not needed to see the way the training goes."""
+    monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
+    whole = load_file(train_image_model(kept_recipe(folder, "whole")) / "model.safetensors")
+    kept = sorted((folder / "shards").glob("*.features-*.npy"))
+    assert len(kept) == 1 and np.load(kept[0]).shape == (16, 16, 16, 88)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_image, "_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_image_model(kept_recipe(folder, "parts"))
+    written = kept[0].stat().st_mtime_ns
+    parts = load_file(train_image_model(kept_recipe(folder, "parts")) / "model.safetensors")
+    assert kept[0].stat().st_mtime_ns == written
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
+    start = load_file(train_image_model(kept_recipe(folder, "short", steps=1)) / "model.safetensors")
+    moved = {n for n, v in whole.items() if not torch.equal(v, start[n])}
+    assert any(n.startswith("backbone.body.tail") for n in moved)
+    assert not any(n.startswith("backbone.body.trunk") for n in moved)
+
+
+def test_kept_features_need_a_frozen_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
+    with pytest.raises(VqhpsError, match="set frozen_stages to 1"):
+        train_image_model(
+            recipe(folder, "a", kept_views=1, model=VQHPSConfig(backbone="blazepose", dim=32, heads=4, hidden=64),
+                   image_size=256, final_image_size=256)
+        )  # fmt: skip
+    with pytest.raises(VqhpsError, match="lifting_steps needs"):
+        train_image_model(recipe(folder, "a", lifting_steps=1))
+    with pytest.raises(VqhpsError, match="cannot be kept: only those of blazepose"):
+        train_image_model(recipe(folder, "b", kept_views=1, model=VQHPSConfig(frozen_stages=1, dim=32, heads=4)))
 
 
 @pytest.mark.parametrize("average", [0.9, 0.9995])

@@ -142,7 +142,7 @@ class TrainTokenizer(Recipe):
 class TrainImageModel(Recipe):
     """Train an image model on prepared shards (--data-root: their folder); a stopped run goes on where it stopped."""
 
-    recipe: str = "vqhps-lite0"
+    recipe: str = "vqhps-blazepose"
 
     def run(self) -> int:
         """Print the checkpoint."""
@@ -233,8 +233,8 @@ class Export:
     """Folder of the image model."""
     out: Path
     """Folder of the bundle."""
-    input_size: int = 224
-    """Side of the crops, px."""
+    input_size: int | None = None
+    """Side of the crops, px; by default what the backbone needs, or 224."""
     training_data: str = "unknown"
     """One line for the bundle's metadata."""
 
@@ -245,8 +245,10 @@ class Export:
         from vqhps.checkpoint import load_checkpoint
         from vqhps.export import ExportConfig, export_bundle
 
-        config = ExportConfig(input_size=self.input_size, training_data=self.training_data)
-        print(json.dumps(asdict(export_bundle(load_checkpoint(self.checkpoint), self.out, config)), indent=1))
+        model: Any = load_checkpoint(self.checkpoint)
+        size = self.input_size or model.backbone.input_size or 224
+        config = ExportConfig(input_size=size, training_data=self.training_data)
+        print(json.dumps(asdict(export_bundle(model, self.out, config)), indent=1))
         return 0
 
 

@@ -102,7 +102,7 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
     """Write a bundle; `out` is replaced in one step, at the end.
 
     Args:
-        model: a `VQHPS` that reads images only.
+        model: a `VQHPS` that is given images only.
         out: folder of the bundle.
         config: what the bundle says of itself.
         photos: to cut crops for the checks from; made-up pictures by default.
@@ -110,8 +110,10 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
     Raises:
         VqhpsError: the model cannot be exported, or the graph differs from it, or it is too large.
     """
-    if tuple(model.config.sources) != ("image",):
-        raise VqhpsError(f"a bundle's one input is an image; this model reads {', '.join(model.config.sources)}")
+    if "image" not in model.config.sources or (
+        "keypoints" in model.config.sources and not model.backbone.finds_keypoints
+    ):
+        raise VqhpsError(f"a bundle's one input is an image; this model is given {', '.join(model.config.sources)}")
     if out.exists() and not (out / "bundle.json").is_file():
         raise VqhpsError(f"{out} exists and is no bundle: name another folder")
     graph = BundleGraph(model.cpu().eval()).eval()

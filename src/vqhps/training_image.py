@@ -19,12 +19,12 @@ from tqdm import tqdm
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, load_tokenizer, save_checkpoint
 from vqhps.data.augment import AugmentConfig
 from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
-from vqhps.data.features import feature_key, store_features
+from vqhps.data.features import FeatureStore, feature_key, store_features
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
 from vqhps.models.backbones import imagenet_weights
-from vqhps.models.vqhps import VQHPS, VQHPSConfig
+from vqhps.models.vqhps import VQHPS, VQHPSConfig, disturbed
 from vqhps.runtime.download import blazepose_models
 from vqhps.training_state import rate_share, resume_state, save_state
 
@@ -60,6 +60,11 @@ class ImageTrainingConfig:
         save_minutes: between saved states.
         kept_views: where the first part of the backbone is frozen (`frozen_stages`), compute it once on this many
             augmented crops of each sample and train on those, at `final_image_size`; 0 for new crops in every step.
+        lifting_steps: first train the model's first guess from true, disturbed key points alone, on the labels of the
+            kept views, without images: some thousand samples a second.
+        lifting_batch: samples a step of that.
+        transformer_from: share of the steps before which the first guess is trained without the transformer, which
+            takes half of the time of a step.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
@@ -86,6 +91,9 @@ class ImageTrainingConfig:
     validation: int = 500
     save_minutes: float = 4.0
     kept_views: int = 0
+    lifting_steps: int = 0
+    lifting_batch: int = 256
+    transformer_from: float = 0.0
     workers: int = 1
     threads: int = 0
     seed: int = 0
@@ -96,6 +104,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
 
     Returns: the checkpoint, `out/checkpoint`. `out/log.jsonl` keeps losses and validation errors.
     """
+    _check(config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -116,6 +125,8 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
     for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=False):
         _set_rates(optimizer, config, step)
+        for each in (model.module, average.module):
+            each.guess_only = step < config.transformer_from * config.steps
         losses = _losses(model, fabric.to_device(batch))
         optimizer.zero_grad()
         fabric.backward(torch.stack([*losses.values()]).sum())
@@ -132,6 +143,21 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
             _save_checkpoint(out, config, step + 1, average.module)
             saved = time.monotonic()
     return out / "checkpoint"
+
+
+def _check(config: ImageTrainingConfig) -> None:
+    """Settings that do not go together.
+
+    Raises:
+        VqhpsError: see above.
+    """
+    if config.kept_views and config.model.frozen_stages < 1:
+        raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
+    lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
+    if config.lifting_steps and not lifts:
+        raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
+    if config.transformer_from and not config.model.first_guess:
+        raise VqhpsError("transformer_from needs first_guess: before it, there would be nothing to train")
 
 
 def _build(config: ImageTrainingConfig) -> VQHPS:
@@ -156,8 +182,11 @@ def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: t
 def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of a batch; the true mesh is what the target tokens decode to."""
     batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
-    kept = "trunk" in batch
-    output = model(trunk=batch["trunk"]) if kept else model(model.module.normalise(batch["image"]))
+    keypoints = _keypoints(batch)
+    if "trunk" in batch:
+        output = model(keypoints=keypoints, trunk=batch["trunk"])
+    else:
+        output = model(model.module.normalise(batch["image"]), keypoints)
     return model.module.loss(output, batch)
 
 
@@ -228,18 +257,41 @@ def _kept_batches(
     config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: VQHPS
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of kept features from step `start` on, in an order that the seed fixes."""
-    if config.model.frozen_stages < 1:
-        raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
     trunk, size = model.backbone.trunk, config.final_image_size
     key = feature_key(trunk, size, config.augment, config.kept_views)
     settings = (key, size, config.augment, config.kept_views, config.workers)
     store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops)), *settings)
     rows = np.flatnonzero(store.sample < len(shards) - config.validation)
+    if config.lifting_steps and start == 0:
+        _lift(model, config, store, rows, tokens)
     for step in range(start, config.steps):
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
         yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
+
+
+def _lift(model: VQHPS, config: ImageTrainingConfig, store: FeatureStore, rows: np.ndarray, tokens: np.ndarray) -> None:
+    """Teach the model's first guess to read bodies from key points alone."""
+    optimizer = torch.optim.AdamW(model.guess.parameters(), weight_decay=config.weight_decay)
+    rng = np.random.default_rng((config.seed, 2))
+    bar = tqdm(range(config.lifting_steps), desc="lifting", mininterval=2)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate_share(step, config.warmup, config.lifting_steps)
+        batch = store.labels(rng.choice(rows, config.lifting_batch), tokens)
+        batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
+        losses = model.loss(model.lift(disturbed(_keypoints(batch))), batch)
+        optimizer.zero_grad()
+        torch.stack([*losses.values()]).sum().backward()
+        optimizer.step()
+        if step % 50 == 0:
+            bar.set_postfix_str(" ".join(f"{n} {v.item():.3f}" for n, v in losses.items()), refresh=False)
+
+
+def _keypoints(batch: dict[str, Tensor]) -> Tensor:
+    """True key points (B, 17, 3) in crop coordinates, with weights."""
+    return torch.cat([batch["keypoints2d"], batch["keypoints_weight"][..., None]], 2)
 
 
 class _Validation:
@@ -261,10 +313,10 @@ class _Validation:
             *(x.split(50) for x in (self.crops, self.tokens, self.rotation)), strict=True
         ):
             truth = rotate(rotation, model.tokenizer.decode(tokens))
-            logits, rotation_6d, camera = model.encode(model.normalise(crops))
+            encoded = model.encode(model.normalise(crops))
             joints = model.tokenizer.regressor("h36m17")
             for how in ("argmax", "expected"):
-                out = model._output(logits, rotation_6d, camera, how, full=False)
+                out = model._output(encoded, how, full=False)
                 mine, theirs = joints @ out.vertices, joints @ truth
                 pve = (out.vertices - mine[:, :1] - truth + theirs[:, :1]).norm(dim=-1).mean(1)
                 pa = (procrustes(mine, theirs) - theirs).norm(dim=-1).mean(1)

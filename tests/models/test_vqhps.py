@@ -206,8 +206,9 @@ def test_normalise_is_that_of_the_backbone() -> None:
 def test_backbones_end_at_stride_32(name: str, channels: int) -> None:
     backbone = create_backbone(name).eval()  # type: ignore[arg-type]
     with torch.no_grad():
-        assert backbone(torch.zeros(1, 3, 64, 96)).shape == (1, channels, 2, 3)
-    assert backbone.channels == channels
+        features, vector = backbone(torch.rand(1, 3, 64, 96))
+    assert features.shape == (1, channels, 2, 3) and backbone.channels == backbone.pooled_channels == channels
+    torch.testing.assert_close(vector, features.mean((2, 3)))
 
 
 def test_unknown_backbone_and_foreign_weights_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -232,6 +233,5 @@ def test_imagenet_weights_see_a_cat() -> None:
     backbone = create_backbone("tf_efficientnet_lite0", path).eval()
     head = torch.load(path, weights_only=True)
     with torch.no_grad():
-        features = backbone(((image - 127) / 128).permute(2, 0, 1)[None]).mean((2, 3))
-        scores = features @ head["_fc.weight"].T + head["_fc.bias"]
+        scores = backbone(((image - 127) / 128).permute(2, 0, 1)[None])[1] @ head["_fc.weight"].T + head["_fc.bias"]
     assert 281 <= scores.argmax().item() <= 285

@@ -6,7 +6,6 @@ and into decoding and warping JPEGs.
 
 import hashlib
 import json
-import logging
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,6 @@ from vqhps.config import to_dict
 from vqhps.data.augment import AugmentConfig
 from vqhps.data.crops import crop_rotations, random_crop
 from vqhps.data.sample import Shards, quiet_opencv, save_table
-
-log = logging.getLogger(__name__)
 
 _BATCH = 50
 _LABELS = ("flip", "rotation", "keypoints2d", "keypoints_weight", "has_mesh")
@@ -81,19 +78,22 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._shard)
 
-    def batch(self, chosen: Int[np.ndarray, "B"], tokens: Int[np.ndarray, "N 2 T"]) -> dict[str, Tensor]:
-        """A batch as `CropDataset` makes it, `trunk` in place of `image`.
+    def labels(self, chosen: Int[np.ndarray, "B"], tokens: Int[np.ndarray, "N 2 T"]) -> dict[str, Tensor]:
+        """The labels of some crops as `CropDataset` has them.
 
         Args:
             chosen: crops.
             tokens: of all samples, from `vqhps.data.crops.shard_tokens`.
         """
         rows: dict[str, np.ndarray] = {name: values[chosen] for name, values in self._labels.items()}
-        rows["trunk"] = np.stack([self._features[self._shard[i]][self._number[i]] for i in chosen])
         rows["indices"] = tokens[self.sample[chosen], rows.pop("flip").astype(np.int64)].astype(np.int64)
-        batch = {name: torch.from_numpy(values) for name, values in rows.items()}
-        batch["trunk"] = batch["trunk"].permute(0, 3, 1, 2).float()  # stored channels last
-        return batch
+        return {name: torch.from_numpy(values) for name, values in rows.items()}
+
+    def batch(self, chosen: Int[np.ndarray, "B"], tokens: Int[np.ndarray, "N 2 T"]) -> dict[str, Tensor]:
+        """Labels, and the features as `trunk` in place of `image`."""
+        features = np.stack([self._features[self._shard[i]][self._number[i]] for i in chosen])
+        trunk = torch.from_numpy(features).permute(0, 3, 1, 2).float()  # stored channels last
+        return {**self.labels(chosen, tokens), "trunk": trunk}
 
 
 def store_features(
@@ -116,10 +116,15 @@ def store_features(
         views: crops of each sample.
         workers: processes that prepare crops.
     """
-    todo = [path for path in paths if not path.with_suffix(f".features-{key}.npz").exists()]
+    todo = [path for path in paths if not _is_done(path, key)]
     for path in tqdm(todo, desc="features", unit="shard", disable=not todo):
         _store_shard(path, trunk, key, _Views(Shards([path]), size, augment, views), workers)
     return FeatureStore(paths, key)
+
+
+def _is_done(path: Path, key: str) -> bool:
+    table = path.with_suffix(f".features-{key}.npz")
+    return table.exists() and table.stat().st_mtime >= path.stat().st_mtime
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqhps.errors import VqhpsError
-from vqhps.models.blazepose import BlazePose
+from vqhps.models.blazepose import BLAZEPOSE_INPUT, BlazePose
 
 BackboneName = Literal["blazepose", "tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
 
@@ -38,6 +38,7 @@ class Backbone(nn.Module):
         channels: of the feature map.
         pooled_channels: length of the vector.
         stride: of the feature map, px.
+        input_size: side of the images, px; `None` for any multiple of the stride.
         mean: of the input, a channel, for images in [0, 1].
         std: of the input, likewise.
     """
@@ -50,18 +51,29 @@ class Backbone(nn.Module):
         self.body = body
         self.channels = _CHANNELS[name]
         self.pooled_channels = body.pooled_channels if isinstance(body, BlazePose) else self.channels
+        self.input_size = BLAZEPOSE_INPUT if name == "blazepose" else None
         self.mean, self.std = _NORMALISATION.get(name, _IMAGENET)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
         """Feature map and vector (its mean, or what the network itself makes of it) of normalised images.
 
         Always in float32: on CPUs depthwise convolutions are slower in bfloat16.
+
+        Raises:
+            VqhpsError: the images do not have `input_size`.
         """
+        if self.input_size and tuple(image.shape[2:]) != (self.input_size,) * 2:
+            raise VqhpsError(f"{self.name} reads crops of {self.input_size} px, got {tuple(image.shape[2:])}")
         with torch.autocast(image.device.type, enabled=False):
             if isinstance(self.body, BlazePose):
                 return self.body(image.float())
             features = self.body(image.float())
             return features, features.mean((2, 3))
+
+    @property
+    def finds_keypoints(self) -> bool:
+        """Whether COCO-17 can be read from the vector: `body.keypoints(vector)`."""
+        return isinstance(self.body, BlazePose)
 
     @property
     def trunk(self) -> nn.Module:

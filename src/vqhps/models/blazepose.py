@@ -16,6 +16,8 @@ from torch.nn import functional
 from vqhps.errors import VqhpsError
 
 NUM_LANDMARKS = 39  # 33 of the body, two that span the person, four unused
+_COCO17 = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
+BLAZEPOSE_INPUT = 256  # px
 _STAGES = (  # channels in, expanded, channels out, kernel, stride
     (16, 64, 24, 3, 2), (24, 144, 24, 3, 1),
     (24, 144, 32, 5, 2), (32, 192, 32, 5, 1),
@@ -27,7 +29,7 @@ _TRUNK_STAGES = 10  # up to stride 16
 
 
 class _Conv(nn.Sequential):
-    """Convolution with TensorFlow's `SAME` padding or, in front of most strided ones, an even one; ReLU6 or nothing."""
+    """Convolution, padded evenly, then ReLU6 or nothing."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> None:
         super().__init__(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups))
@@ -69,7 +71,7 @@ class _Separable(nn.Module):
 
 
 class BlazePose(nn.Module):
-    """Images to a feature map at stride 32 and a vector from which BlazePose reads all its landmarks linearly."""
+    """Images to a feature map at stride 32 and a vector from which BlazePose reads its landmarks linearly."""
 
     channels, pooled_channels = 288, 4 * 288
 
@@ -85,7 +87,6 @@ class BlazePose(nn.Module):
         strides = (2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1)
         self.head = nn.Sequential(*(_Separable(288, stride) for stride in strides))
         self.landmarks = nn.Conv2d(288, 5 * NUM_LANDMARKS, 2)
-        self.world = nn.Conv2d(288, 3 * NUM_LANDMARKS, 2)
 
     def forward(self, image: Float[Tensor, "B 3 256 256"]) -> tuple[Float[Tensor, "B 288 8 8"], Float[Tensor, "B P"]]:
         """Feature map and vector of RGB images in [0, 1]."""
@@ -96,35 +97,39 @@ class BlazePose(nn.Module):
         features = self.tail(x)
         return features, self.head(features).flatten(1)
 
+    def keypoints(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 3"]:
+        """COCO-17 in crop coordinates, and the logit of their visibility, from the vector that `forward` gives."""
+        raw = self.landmarks(vector.unflatten(1, (288, 2, 2))).view(-1, NUM_LANDMARKS, 5)[:, _COCO17]
+        return torch.cat([raw[..., :2] * (2 / BLAZEPOSE_INPUT) - 1, raw[..., 3:4]], 2)
+
     def load_tflite(self, path: Path) -> None:
         """Take the weights of `pose_landmark_full.tflite`, strictly.
 
         Raises:
             VqhpsError: the file cannot be read or is another network.
         """
-        weights = iter(_tflite_weights(path))
-        state = {}
-        for name, own in self.state_dict().items():
-            value = next(weights, None)
-            if value is None or value.shape != own.shape:
-                raise VqhpsError(f"{path} is not BlazePose's full landmark network: '{name}' does not fit")
-            state[name] = value
-        self.load_state_dict(state)
+        try:
+            weights = _tflite_weights(path.read_bytes())
+        except OSError:
+            raise
+        except Exception as error:  # whatever a parser trips over in another file
+            raise VqhpsError(f"{path} is not BlazePose's full landmark network: {error}") from error
+        own = self.state_dict()
+        if [w.shape for w in weights] != [w.shape for w in own.values()]:
+            raise VqhpsError(f"{path} is not BlazePose's full landmark network: it has other layers")
+        self.load_state_dict(dict(zip(own, weights, strict=True)))
 
 
-def _tflite_weights(path: Path) -> list[Tensor]:
+def _tflite_weights(content: bytes) -> list[Tensor]:
     """Weight and bias of each convolution that the landmarks depend on, in the order of the graph, as torch lays them
     out."""
     from ai_edge_litert.schema_py_generated import BuiltinOperator, ModelT
 
-    try:
-        model = ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-        graph = model.subgraphs[0]
-        tensors, operators = graph.tensors, graph.operators
-    except Exception as error:  # whatever a parser trips over in a damaged file
-        raise VqhpsError(f"{path} cannot be read as a TensorFlow Lite model ({error})") from error
+    model = ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    tensors, operators = graph.tensors, graph.operators
     codes = [model.operatorCodes[op.opcodeIndex].builtinCode for op in operators]
-    wanted = {i for i in graph.outputs if tensors[i].name in (b"Identity", b"Identity_4")}
+    wanted = {i for i in graph.outputs if tensors[i].name == b"Identity"}  # the landmarks
     source: dict[int, Any] = {}
     needed = []
     for op, code in zip(reversed(operators), reversed(codes), strict=True):

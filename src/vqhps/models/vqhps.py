@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -17,6 +17,7 @@ from vqhps.geometry import matrix_from_6d, project, rotate
 from vqhps.models.backbones import BackboneName, create_backbone
 from vqhps.models.output import Output
 from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
+from vqhps.tokenizer.networks import Residual
 
 Source = Literal["image", "keypoints"]
 Decode = Literal["argmax", "expected"]
@@ -48,6 +49,8 @@ class VQHPSLossConfig:
         reprojection: L1 of the visible joints in crop coordinates.
         vertices: L1 of canonical vertices, metres.
         joints: L1 of joints in camera axes, metres.
+        keypoints: of the backbone's own key points, if it finds some: L1 in crop coordinates, and cross-entropy of
+            being inside of the crop.
         label_sigma: width of the soft targets around the true code, as a share of the spread of the token's codes; 0
             for one-hot targets.
         decode: what the mesh of the losses is decoded from. `expected`, the mean code under the predicted
@@ -59,6 +62,7 @@ class VQHPSLossConfig:
     reprojection: float = 1.0
     vertices: float = 10.0
     joints: float = 10.0
+    keypoints: float = 1.0
     label_sigma: float = 0.1
     decode: Decode = "expected"
 
@@ -73,7 +77,11 @@ class VQHPSConfig:
         freeze_norm: keep the statistics of the backbone's batch norms as they came: cheaper, and closer to real photos
             than those of rendered ones.
         frozen_stages: first parts of the backbone (stem, its norm, then blocks) that are not trained.
-        sources: what the memory of the transformer is made of.
+        sources: what the memory of the transformer is made of. Key points are those that come with the image, or those
+            that the backbone finds (`blazepose`).
+        hints: share of training samples that are shown the true key points, disturbed, in place of found ones.
+        first_guess: let a multilayer perceptron on the backbone's vector and the key points place each token among its
+            codes first; the transformer's scores are added. It gives rotation and camera as well.
         dim, heads, hidden: width, attention heads and feed-forward width of the transformer.
         dropout: in the transformer and between the layers of the rotation and camera head.
         head_activation: between the layers of the rotation and camera head; the published one has none.
@@ -86,6 +94,8 @@ class VQHPSConfig:
     freeze_norm: bool = True
     frozen_stages: int = 0
     sources: tuple[Source, ...] = ("image",)
+    hints: float = 0.0
+    first_guess: bool = False
     dim: int = 512
     heads: int = 8
     hidden: int = 1024
@@ -95,6 +105,15 @@ class VQHPSConfig:
     loss: VQHPSLossConfig = VQHPSLossConfig()
 
 
+class Encoded(NamedTuple):
+    """What the networks say: scores of the codes, 6D rotation, camera, and the backbone's own key points."""
+
+    logits: Float[Tensor, "B T K"]
+    rotation_6d: Float[Tensor, "B 6"]
+    camera: Float[Tensor, "B 3"]
+    keypoints: Float[Tensor, "B 17 3"] | None
+
+
 class VQHPS(nn.Module):
     """Predicts the codes of a canonical mesh, its rotation and the camera of the crop.
 
@@ -102,11 +121,15 @@ class VQHPS(nn.Module):
         config: settings.
         tokenizer: a trained mesh tokenizer; it stays frozen and in eval mode.
         backbone_weights: file of weights to start the backbone from; see `create_backbone`.
+
+    Attributes:
+        guess_only: leave out the transformer; a training may begin so (`transformer_from`).
     """
 
     def __init__(self, config: VQHPSConfig, tokenizer: nn.Module, backbone_weights: Path | None = None) -> None:
         super().__init__()
         self.config = config
+        self.guess_only = False
         self.tokenizer: Tokenizer = tokenizer.requires_grad_(False).eval()  # type: ignore[assignment]
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
         pooled = 0
@@ -129,7 +152,12 @@ class VQHPS(nn.Module):
         self.decoder = DecoderLayer(dim, heads, hidden, dropout)
         self.decoder_norm = nn.LayerNorm(dim)
         self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout)
-        self.pose_head = PoseHead(pooled, dropout, config.head_activation)
+        if config.first_guess:
+            channels = self.backbone.pooled_channels if "image" in config.sources else 0
+            self.guess = FirstGuess(channels, "keypoints" in config.sources, self.tokenizer, dropout)
+            nn.init.zeros_(self.token_head.scores.weight)  # the transformer corrects the guess
+        else:
+            self.pose_head = PoseHead(pooled, dropout, config.head_activation)
 
     def train(self, mode: bool = True) -> "VQHPS":
         """As for any module, but the tokenizer stays in eval mode, and so do batch norms if they are frozen."""
@@ -160,17 +188,17 @@ class VQHPS(nn.Module):
                 if `keypoints` is among the sources.
             trunk: in place of `image`, what the first part of the backbone made of it.
         """
-        return self._output(*self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
+        return self._output(self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
 
     @torch.no_grad()
     def predict(
         self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 3"] | None = None
     ) -> Output:
         """Output on the full mesh; see `forward` for the arguments."""
-        return self._output(*self.encode(image, keypoints), self.config.decode, full=True)
+        return self._output(self.encode(image, keypoints), self.config.decode, full=True)
 
-    def _output(self, logits: Tensor, rotation_6d: Tensor, camera: Tensor, decode: Decode, full: bool) -> Output:
-        logits, rotation_6d, camera = logits.float(), rotation_6d.float(), camera.float()
+    def _output(self, encoded: Encoded, decode: Decode, full: bool) -> Output:
+        logits, rotation_6d, camera = encoded.logits.float(), encoded.rotation_6d.float(), encoded.camera.float()
         with torch.autocast(logits.device.type, enabled=False):  # metres need float32
             coarse = self.decode_mesh(logits, decode)
             rotation = matrix_from_6d(rotation_6d)
@@ -181,6 +209,7 @@ class VQHPS(nn.Module):
                 camera=camera,
                 logits=logits,
                 indices=logits.argmax(-1),
+                keypoints=encoded.keypoints,
             )
 
     def decode_mesh(self, logits: Float[Tensor, "B T K"], how: Decode) -> Float[Tensor, "B Vc 3"]:
@@ -194,33 +223,65 @@ class VQHPS(nn.Module):
         image: Float[Tensor, "B 3 H W"] | None,
         keypoints: Float[Tensor, "B J 3"] | None = None,
         trunk: Float[Tensor, "B Ct h w"] | None = None,
-    ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
-        """Logits of the codes, 6D rotation and camera."""
-        parts, pooled = [], []
+    ) -> Encoded:
+        """What the networks say of crops; see `forward` for the arguments."""
+        vector, shown, found, features = None, None, None, None
         if "image" in self.config.sources:
             features, vector = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
+            if self.backbone.finds_keypoints:
+                found = self.backbone.body.keypoints(vector)  # type: ignore[operator]
             if self.backbone_rotation is not None:
                 vector = self.backbone_rotation(image)[1]
-            pooled.append(vector)
+        if "keypoints" in self.config.sources:
+            shown = self._shown(keypoints, found)
+        if not self.config.first_guess:
+            logits, pooled = self._transform(features, shown)
+            heads = self.pose_head(torch.cat([x for x in (vector, pooled) if x is not None], 1))
+            return Encoded(logits, *heads, found)
+        logits, rotation_6d, camera = self.guess(vector, shown)
+        if not self.guess_only:
+            logits = logits + self._transform(features, shown)[0]
+        return Encoded(logits, rotation_6d, camera, found)
+
+    def _transform(
+        self, features: Float[Tensor, "B C h w"] | None, keypoints: Float[Tensor, "B J 3"] | None
+    ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B D"] | None]:
+        """The transformer: scores of the codes, and the mean of the key points' tokens in its memory."""
+        parts = []
+        if features is not None:
             positions = grid_positions(features.shape[2], features.shape[3], features.device)[None].expand(
                 features.shape[0], -1, -1
             )
             tokens = self.image_in(features).flatten(2).transpose(1, 2)
             parts.append((tokens, positions, torch.zeros_like(tokens[..., 0], dtype=torch.bool)))
-        if "keypoints" in self.config.sources:
-            if keypoints is None:
-                raise VqhpsError("this model reads key points beside the image; give COCO-17 with confidence")
+        if keypoints is not None:
             parts.append(self._keypoint_tokens(keypoints))
         tokens, positions, missing = (torch.cat(x, 1) for x in zip(*parts, strict=True))
         sine = sine_positions(positions, self.config.dim)
-        hidden = missing if "keypoints" in self.config.sources else None
+        hidden, pooled = None if keypoints is None else missing, None
         memory = self.encoder_norm(self.encoder(tokens, sine, hidden))
-        if "keypoints" in self.config.sources:
+        if keypoints is not None:
             seen = ~missing[:, -len(COCO17) :, None]
-            pooled.append((memory[:, -len(COCO17) :] * seen).sum(1) / seen.sum(1))
+            pooled = (memory[:, -len(COCO17) :] * seen).sum(1) / seen.sum(1)
         queries = self.mesh_queries.expand(tokens.shape[0], -1, -1)
         decoded = self.decoder_norm(self.decoder(queries, memory, sine, hidden))
-        return self.token_head(decoded), *self.pose_head(torch.cat(pooled, 1))
+        return self.token_head(decoded), pooled
+
+    def lift(self, keypoints: Float[Tensor, "B J 3"]) -> Output:
+        """What the first guess makes of key points alone, without an image: see `forward`."""
+        return self._output(Encoded(*self.guess(None, keypoints), None), self.config.loss.decode, full=False)
+
+    def _shown(self, keypoints: Float[Tensor, "B J 3"] | None, found: Tensor | None) -> Float[Tensor, "B J 3"]:
+        """Key points for the memory: those given, or those found; in training, true ones for some samples."""
+        if found is None:
+            if keypoints is None:
+                raise VqhpsError("this model reads key points beside the image; give COCO-17 with confidence")
+            return keypoints
+        own = torch.cat([found[..., :2], found[..., 2:].sigmoid()], 2)
+        if not self.training or keypoints is None or self.config.hints == 0:
+            return own
+        told = torch.rand(len(own), 1, 1, device=own.device) < self.config.hints
+        return torch.where(told, disturbed(keypoints), own)
 
     def _keypoint_tokens(self, keypoints: Float[Tensor, "B J 3"]) -> tuple[Tensor, Tensor, Tensor]:
         positions, confidence = (keypoints[..., :2] + 1) / 2, keypoints[..., 2:]
@@ -252,6 +313,8 @@ class VQHPS(nn.Module):
             "joints": (output.joints - joints).abs().mean((1, 2)),
         }
         losses = {name: (value * has).sum() / has.sum().clamp(min=1) for name, value in per_sample.items()}
+        if output.keypoints is not None:
+            losses["keypoints"] = keypoint_loss(output.keypoints, batch["keypoints2d"], visible)
         losses["reprojection"] = (reprojection * visible).sum() / visible.sum().clamp(min=1)
         return {name: value * getattr(weights, name) for name, value in losses.items() if getattr(weights, name) > 0}
 
@@ -265,6 +328,73 @@ class VQHPS(nn.Module):
         book = torch.arange(target.shape[1], device=target.device) % len(self.tokenizer.codebook)
         soft = self._soft_targets[book, target]
         return -(soft * logits.log_softmax(-1)).sum(-1).mean(1)
+
+
+class FirstGuess(nn.Module):
+    """Where each token lies among its codes, rotation and camera, from one vector and the key points.
+
+    Args:
+        channels: of the vector; 0 for none.
+        keypoints: whether there are key points.
+        tokenizer: for its codes.
+        dropout: on the vector.
+    """
+
+    codes: Float[Tensor, "T K D"]
+    middle: Float[Tensor, "T D"]
+    spread: Float[Tensor, "T 1"]
+
+    def __init__(self, channels: int, keypoints: bool, tokenizer: Tokenizer, dropout: float) -> None:
+        super().__init__()
+        books = torch.arange(tokenizer.num_tokens) % len(tokenizer.codebook)
+        codes = tokenizer.codebook[books].clone()
+        self.register_buffer("codes", codes)
+        self.register_buffer("middle", codes.mean(1))
+        self.register_buffer("spread", (codes - codes.mean(1, keepdim=True)).square().sum(2).mean(1, keepdim=True).sqrt())
+        if channels:
+            self.vector_in = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, 1024))
+            nn.init.zeros_(self.vector_in[-1].weight)  # type: ignore[arg-type]  # key points first, see `lift`
+        if keypoints:
+            self.keypoint_in = nn.Linear(3 * len(COCO17), 1024)
+        self.layers = nn.Sequential(Residual(1024), Residual(1024), nn.LayerNorm(1024))
+        self.latents = nn.Linear(1024, self.middle.numel())
+        self.sharpness = nn.Parameter(torch.zeros(len(codes), 1))
+        self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
+        for layer, bias in ((self.rotation, _MEAN_ROTATION_6D), (self.camera, _MEAN_CAMERA), (self.latents, (0.0,))):
+            nn.init.normal_(layer.weight, std=0.002)
+            layer.bias.data = torch.tensor(bias).expand(layer.out_features).clone()
+
+    def forward(
+        self, vector: Float[Tensor, "B C"] | None, keypoints: Float[Tensor, "B 17 3"] | None
+    ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
+        """Logits of the codes by their distance from the guess, 6D rotation and camera; in float32."""
+        parts = [] if vector is None else [self.vector_in(vector)]
+        if keypoints is not None:
+            weighted = torch.cat([keypoints[..., :2] * keypoints[..., 2:], keypoints[..., 2:]], 2)
+            parts.append(self.keypoint_in(weighted.flatten(1)))
+        x = self.layers(sum(parts))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            guess = self.middle + 3 * self.spread * self.latents(x).view(-1, *self.middle.shape)
+            distance = (guess[:, :, None] - self.codes).square().sum(3) / self.spread.square()
+            return -8 * self.sharpness.exp() * distance, self.rotation(x), self.camera(x)
+
+
+def disturbed(keypoints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
+    """True key points as a detector may give them: a few per cent of the crop off, some missing, none from outside."""
+    place = keypoints[..., :2] + 0.03 * torch.randn_like(keypoints[..., :2])
+    sure = (keypoints[..., 2] > 0) & (place.abs().amax(-1) < 1) & (torch.rand_like(place[..., 0]) > 0.03)
+    return torch.cat([place * sure[..., None], sure[..., None].to(place.dtype)], 2)
+
+
+def keypoint_loss(
+    found: Float[Tensor, "B 17 3"], true: Float[Tensor, "B 17 2"], weight: Float[Tensor, "B 17"]
+) -> Float[Tensor, ""]:
+    """L1 of key points in crop coordinates, those outside at a quarter, and cross-entropy of being inside."""
+    inside = (true.abs().amax(-1) < 1).to(found.dtype)
+    weights = weight * (0.25 + 0.75 * inside)
+    apart = ((found[..., :2] - true).abs().mean(-1) * weights).sum() / weights.sum().clamp(min=1)
+    return apart + 0.1 * functional.binary_cross_entropy_with_logits(found[..., 2], inside)
 
 
 class PoseHead(nn.Module):

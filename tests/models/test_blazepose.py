@@ -1,0 +1,148 @@
+"""BlazePose's landmark network in torch against LiteRT on a real photo, and VQ-HPS on top of it."""
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+from shared import tiny_tokenizer
+from vqhps.errors import VqhpsError
+from vqhps.models.backbones import create_backbone
+from vqhps.models.blazepose import _COCO17, BlazePose
+from vqhps.models.vqhps import VQHPS, Encoded, VQHPSConfig, disturbed, keypoint_loss
+from vqhps.runtime.blazepose import KEYPOINT_NAMES, TfliteModel
+from vqhps.runtime.download import blazepose_models
+
+CONFIG = VQHPSConfig(
+    backbone="blazepose", sources=("image", "keypoints"), first_guess=True, dim=32, heads=4, hidden=64, dropout=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """scikit-image's astronaut, (256, 256, 3)."""
+    return cv2.resize(data.astronaut(), (256, 256), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="module")
+def model() -> VQHPS:
+    torch.manual_seed(0)
+    return VQHPS(CONFIG, tiny_tokenizer(), blazepose_models()[1]).eval()
+
+
+def as_batch(photo: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(photo)[None].permute(0, 3, 1, 2).float() / 255
+
+
+def test_landmarks_are_those_of_the_original(photo: np.ndarray) -> None:
+    path = blazepose_models()[1]
+    expected = TfliteModel(path)(photo.astype(np.float32) / 255)[0].reshape(-1, 5)
+    network = BlazePose().eval()
+    network.load_tflite(path)
+    with torch.no_grad():
+        found = network.keypoints(network(as_batch(photo))[1])[0].numpy()
+    np.testing.assert_allclose((found[:, :2] + 1) * 128, expected[list(_COCO17), :2], atol=0.01)
+    np.testing.assert_allclose(found[:, 2], expected[list(_COCO17), 3], atol=0.01)
+
+
+def test_coco_order() -> None:
+    names = [KEYPOINT_NAMES[i] for i in _COCO17]
+    assert names[:5] == ["nose", "left_eye", "right_eye", "left_ear", "right_ear"]
+    assert names[5:] == [f"{s}_{p}" for p in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for s in ("left", "right")]
+
+
+def test_a_foreign_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tflite").write_bytes(b"no model")
+    with pytest.raises(VqhpsError, match=r"a\.tflite is not BlazePose's full landmark network"):
+        BlazePose().load_tflite(tmp_path / "a.tflite")
+    with pytest.raises(VqhpsError, match="is not BlazePose's full landmark network"):
+        BlazePose().load_tflite(blazepose_models()[0])
+
+
+def test_only_crops_of_256_px_are_read() -> None:
+    with pytest.raises(VqhpsError, match="reads crops of 256 px"):
+        create_backbone("blazepose")(torch.zeros(1, 3, 128, 128))
+
+
+def test_kept_trunk_features_give_the_same(model: VQHPS, photo: np.ndarray) -> None:
+    with torch.no_grad():
+        whole = model.encode(as_batch(photo))
+        parts = model.encode(None, trunk=model.backbone.trunk(as_batch(photo)))
+    for name, a, b in zip(Encoded._fields, whole, parts, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_found_key_points_stand_in_for_given_ones(model: VQHPS, photo: np.ndarray) -> None:
+    with torch.no_grad():
+        alone = model.predict(as_batch(photo))
+        told = model.predict(as_batch(photo), torch.zeros(1, 17, 3))
+    assert alone.keypoints is not None and alone.keypoints[0, :5, 1].max() < alone.keypoints[0, 11:13, 1].min()
+    torch.testing.assert_close(alone.logits, told.logits)  # at prediction the model trusts its own
+
+
+def test_hints_reach_the_model_in_training_only(photo: np.ndarray) -> None:
+    torch.manual_seed(0)
+    model = VQHPS(dataclasses.replace(CONFIG, hints=1.0), tiny_tokenizer(), blazepose_models()[1]).train()
+    keypoints = torch.full((1, 17, 3), 0.5)
+    torch.manual_seed(1)
+    first = model(as_batch(photo), keypoints)
+    torch.manual_seed(1)
+    second = model(as_batch(photo), -keypoints)
+    assert (first.logits - second.logits).abs().max() > 1e-3
+    assert first.keypoints is not None and second.keypoints is not None
+    torch.testing.assert_close(first.keypoints, second.keypoints)
+
+
+def test_first_guess_scores_codes_by_their_distance(model: VQHPS) -> None:
+    guess = model.guess
+    torch.manual_seed(0)
+    keypoints = torch.rand(2, 17, 3)
+    weighted = torch.cat([keypoints[..., :2] * keypoints[..., 2:], keypoints[..., 2:]], 2).flatten(1)
+    latents = guess.latents(guess.layers(guess.keypoint_in(weighted))).view(2, 6, 2)
+    place = guess.middle + 3 * guess.spread * latents
+    nearest = torch.cdist(place.transpose(0, 1), guess.codes).transpose(0, 1).argmin(2)
+    torch.testing.assert_close(guess(None, keypoints)[0].argmax(2), nearest)
+
+
+def test_first_guess_learns_to_lift() -> None:
+    """Eight bodies from their key points alone, no image."""
+    torch.manual_seed(0)
+    model = VQHPS(CONFIG, tiny_tokenizer())
+    keypoints, target = torch.rand(8, 17, 3), torch.randint(0, 16, (8, 6))
+    optimizer = torch.optim.Adam(model.guess.parameters(), 1e-3)
+    for _ in range(150):
+        logits = model.lift(keypoints).logits
+        assert logits is not None
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (logits.argmax(2) == target).float().mean() > 0.9
+
+
+def test_disturbed_key_points_stay_near_and_lose_what_is_outside() -> None:
+    torch.manual_seed(0)
+    true = torch.cat([2.4 * torch.rand(64, 17, 2) - 1.2, torch.ones(64, 17, 1)], 2)
+    shown = disturbed(true)
+    seen = shown[..., 2] > 0
+    assert (shown[..., :2] - true[..., :2])[seen].abs().max() < 0.2
+    assert not seen[(true[..., :2].abs() > 1.2).any(-1)].any()
+    inside = (true[..., :2].abs() < 0.85).all(-1)
+    assert 0.9 < seen[inside].float().mean() < 1
+    assert (shown[~seen] == 0).all()
+
+
+def test_key_point_loss_counts_what_is_inside_most() -> None:
+    true = torch.zeros(1, 17, 2)
+    true[:, 8:] = 1.5
+    found = torch.cat([true, torch.where(true[..., :1] < 1, 20.0, -20.0)], 2)
+    assert keypoint_loss(found, true, torch.ones(1, 17)) < 1e-6
+    near, far = found.clone(), found.clone()
+    near[:, 0, :2] += 0.1
+    far[:, 10, :2] += 0.1
+    losses = [keypoint_loss(x, true, torch.ones(1, 17)) for x in (near, far)]
+    assert losses[0] > 3 * losses[1] > 0
