@@ -86,8 +86,11 @@ def kept_recipe(folder: Path, out: str, **changes: object) -> ImageTrainingConfi
         backbone="blazepose", frozen_stages=1, sources=("image", "keypoints"), hints=0.5, first_guess=True, dim=32,
         heads=4, hidden=64, dropout=0.2,
     )  # fmt: skip
-    sizes = {"image_size": 256, "final_image_size": 256}
-    return recipe(folder, out, model=model, kept_views=2, lifting_steps=2, lifting_batch=4, **sizes, **changes)
+    settings: dict[str, object] = {
+        "model": model, "kept_views": 2, "lifting_steps": 2, "lifting_batch": 4, "transformer_from": 0.5,
+        "image_size": 256, "final_image_size": 256, **changes,
+    }  # fmt: skip
+    return recipe(folder, out, **settings)
 
 
 def test_kept_features_resume_exactly_and_are_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +116,17 @@ def test_kept_features_resume_exactly_and_are_computed_once(folder: Path, monkey
     moved = {n for n, v in whole.items() if not torch.equal(v, start[n])}
     assert any(n.startswith("backbone.body.tail") for n in moved)
     assert not any(n.startswith("backbone.body.trunk") for n in moved)
+
+
+def test_the_transformer_joins_when_it_should(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
+    for share in (0.5, 1.0):
+        state = load_file(
+            train_image_model(kept_recipe(folder, f"{share}", transformer_from=share)) / "model.safetensors"
+        )
+        assert bool(state["token_head.scores.weight"].any()) == (share < 1)
+    with pytest.raises(VqhpsError, match="transformer_from needs first_guess"):
+        train_image_model(recipe(folder, "no", transformer_from=0.5))
 
 
 def test_kept_features_need_a_frozen_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

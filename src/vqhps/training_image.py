@@ -24,7 +24,8 @@ from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
 from vqhps.models.backbones import imagenet_weights
-from vqhps.models.vqhps import VQHPS, VQHPSConfig, disturbed
+from vqhps.models.first_guess import disturbed
+from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.runtime.download import blazepose_models
 from vqhps.training_state import rate_share, resume_state, save_state
 

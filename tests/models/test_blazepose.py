@@ -11,10 +11,13 @@ from skimage import data
 
 from shared import tiny_tokenizer
 from vqhps.errors import VqhpsError
+from vqhps.export import ExportConfig, export_bundle
 from vqhps.models.backbones import create_backbone
 from vqhps.models.blazepose import _COCO17, BlazePose
-from vqhps.models.vqhps import VQHPS, Encoded, VQHPSConfig, disturbed, keypoint_loss
+from vqhps.models.first_guess import disturbed, keypoint_loss
+from vqhps.models.vqhps import VQHPS, Encoded, VQHPSConfig
 from vqhps.runtime.blazepose import KEYPOINT_NAMES, TfliteModel
+from vqhps.runtime.bundle import Bundle
 from vqhps.runtime.download import blazepose_models
 
 CONFIG = VQHPSConfig(
@@ -52,7 +55,9 @@ def test_landmarks_are_those_of_the_original(photo: np.ndarray) -> None:
 def test_coco_order() -> None:
     names = [KEYPOINT_NAMES[i] for i in _COCO17]
     assert names[:5] == ["nose", "left_eye", "right_eye", "left_ear", "right_ear"]
-    assert names[5:] == [f"{s}_{p}" for p in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for s in ("left", "right")]
+    assert names[5:] == [
+        f"{s}_{p}" for p in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for s in ("left", "right")
+    ]
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
@@ -82,6 +87,16 @@ def test_found_key_points_stand_in_for_given_ones(model: VQHPS, photo: np.ndarra
         told = model.predict(as_batch(photo), torch.zeros(1, 17, 3))
     assert alone.keypoints is not None and alone.keypoints[0, :5, 1].max() < alone.keypoints[0, 11:13, 1].min()
     torch.testing.assert_close(alone.logits, told.logits)  # at prediction the model trusts its own
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+def test_becomes_a_bundle_whose_one_input_is_an_image(model: VQHPS, photo: np.ndarray, tmp_path: Path) -> None:
+    report = export_bundle(model, tmp_path / "bundle", ExportConfig(input_size=256))
+    assert report.single_mm < 0.1 and report.half_mean_mm < 1
+    found = Bundle.load(tmp_path / "bundle").run(photo[None])
+    expected = model.predict(as_batch(photo))
+    np.testing.assert_allclose(found.camera, expected.camera, atol=1e-2)
+    np.testing.assert_allclose(found.rotation, expected.rotation, atol=1e-2)
 
 
 def test_hints_reach_the_model_in_training_only(photo: np.ndarray) -> None:

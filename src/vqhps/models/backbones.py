@@ -86,9 +86,7 @@ class Backbone(nn.Module):
             raise VqhpsError(f"features of {self.name} cannot be kept: only those of blazepose")
         return self.body.trunk
 
-    def from_trunk(
-        self, trunk: Float[Tensor, "B Ct h w"]
-    ) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
+    def from_trunk(self, trunk: Float[Tensor, "B Ct h w"]) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
         """What `forward` gives, from the output of `trunk`."""
         with torch.autocast(trunk.device.type, enabled=False):
             return self.body.from_trunk(trunk.float())  # type: ignore[operator]

@@ -15,15 +15,12 @@ from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_6d, project, rotate
 from vqhps.models.backbones import BackboneName, create_backbone
+from vqhps.models.first_guess import MEAN_CAMERA, MEAN_ROTATION_6D, FirstGuess, disturbed, keypoint_loss
 from vqhps.models.output import Output
 from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
-from vqhps.tokenizer.networks import Residual
 
 Source = Literal["image", "keypoints"]
 Decode = Literal["argmax", "expected"]
-
-_MEAN_ROTATION_6D = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # an upright person who faces the camera
-_MEAN_CAMERA = (0.94, 0.0, 0.0)  # 1.7 m fill the crop but for its margin, 2 / (1.25 * 1.7)
 
 
 class Tokenizer(Protocol):
@@ -154,7 +151,9 @@ class VQHPS(nn.Module):
         self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout)
         if config.first_guess:
             channels = self.backbone.pooled_channels if "image" in config.sources else 0
-            self.guess = FirstGuess(channels, "keypoints" in config.sources, self.tokenizer, dropout)
+            books = torch.arange(self.tokenizer.num_tokens) % len(self.tokenizer.codebook)
+            codes = self.tokenizer.codebook[books]
+            self.guess = FirstGuess(channels, "keypoints" in config.sources, codes, dropout)
             nn.init.zeros_(self.token_head.scores.weight)  # the transformer corrects the guess
         else:
             self.pose_head = PoseHead(pooled, dropout, config.head_activation)
@@ -330,73 +329,6 @@ class VQHPS(nn.Module):
         return -(soft * logits.log_softmax(-1)).sum(-1).mean(1)
 
 
-class FirstGuess(nn.Module):
-    """Where each token lies among its codes, rotation and camera, from one vector and the key points.
-
-    Args:
-        channels: of the vector; 0 for none.
-        keypoints: whether there are key points.
-        tokenizer: for its codes.
-        dropout: on the vector.
-    """
-
-    codes: Float[Tensor, "T K D"]
-    middle: Float[Tensor, "T D"]
-    spread: Float[Tensor, "T 1"]
-
-    def __init__(self, channels: int, keypoints: bool, tokenizer: Tokenizer, dropout: float) -> None:
-        super().__init__()
-        books = torch.arange(tokenizer.num_tokens) % len(tokenizer.codebook)
-        codes = tokenizer.codebook[books].clone()
-        self.register_buffer("codes", codes)
-        self.register_buffer("middle", codes.mean(1))
-        self.register_buffer("spread", (codes - codes.mean(1, keepdim=True)).square().sum(2).mean(1, keepdim=True).sqrt())
-        if channels:
-            self.vector_in = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, 1024))
-            nn.init.zeros_(self.vector_in[-1].weight)  # type: ignore[arg-type]  # key points first, see `lift`
-        if keypoints:
-            self.keypoint_in = nn.Linear(3 * len(COCO17), 1024)
-        self.layers = nn.Sequential(Residual(1024), Residual(1024), nn.LayerNorm(1024))
-        self.latents = nn.Linear(1024, self.middle.numel())
-        self.sharpness = nn.Parameter(torch.zeros(len(codes), 1))
-        self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
-        for layer, bias in ((self.rotation, _MEAN_ROTATION_6D), (self.camera, _MEAN_CAMERA), (self.latents, (0.0,))):
-            nn.init.normal_(layer.weight, std=0.002)
-            layer.bias.data = torch.tensor(bias).expand(layer.out_features).clone()
-
-    def forward(
-        self, vector: Float[Tensor, "B C"] | None, keypoints: Float[Tensor, "B 17 3"] | None
-    ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
-        """Logits of the codes by their distance from the guess, 6D rotation and camera; in float32."""
-        parts = [] if vector is None else [self.vector_in(vector)]
-        if keypoints is not None:
-            weighted = torch.cat([keypoints[..., :2] * keypoints[..., 2:], keypoints[..., 2:]], 2)
-            parts.append(self.keypoint_in(weighted.flatten(1)))
-        x = self.layers(sum(parts))
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            guess = self.middle + 3 * self.spread * self.latents(x).view(-1, *self.middle.shape)
-            distance = (guess[:, :, None] - self.codes).square().sum(3) / self.spread.square()
-            return -8 * self.sharpness.exp() * distance, self.rotation(x), self.camera(x)
-
-
-def disturbed(keypoints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
-    """True key points as a detector may give them: a few per cent of the crop off, some missing, none from outside."""
-    place = keypoints[..., :2] + 0.03 * torch.randn_like(keypoints[..., :2])
-    sure = (keypoints[..., 2] > 0) & (place.abs().amax(-1) < 1) & (torch.rand_like(place[..., 0]) > 0.03)
-    return torch.cat([place * sure[..., None], sure[..., None].to(place.dtype)], 2)
-
-
-def keypoint_loss(
-    found: Float[Tensor, "B 17 3"], true: Float[Tensor, "B 17 2"], weight: Float[Tensor, "B 17"]
-) -> Float[Tensor, ""]:
-    """L1 of key points in crop coordinates, those outside at a quarter, and cross-entropy of being inside."""
-    inside = (true.abs().amax(-1) < 1).to(found.dtype)
-    weights = weight * (0.25 + 0.75 * inside)
-    apart = ((found[..., :2] - true).abs().mean(-1) * weights).sum() / weights.sum().clamp(min=1)
-    return apart + 0.1 * functional.binary_cross_entropy_with_logits(found[..., 2], inside)
-
-
 class PoseHead(nn.Module):
     """Rotation and camera from pooled features and initial joints.
 
@@ -416,7 +348,7 @@ class PoseHead(nn.Module):
         self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
-        for layer, bias in ((self.rotation, _MEAN_ROTATION_6D), (self.camera, _MEAN_CAMERA)):
+        for layer, bias in ((self.rotation, MEAN_ROTATION_6D), (self.camera, MEAN_CAMERA)):
             nn.init.normal_(layer.weight, std=0.002)
             layer.bias.data = torch.tensor(bias)
 

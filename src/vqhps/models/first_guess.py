@@ -1,0 +1,79 @@
+"""The first guess of a body: where each token lies among its codes, from a vector of the image and key points."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vqhps.body.joints import COCO17
+from vqhps.tokenizer.networks import Residual
+
+MEAN_ROTATION_6D = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # an upright person who faces the camera
+MEAN_CAMERA = (0.94, 0.0, 0.0)  # 1.7 m fill the crop but for its margin, 2 / (1.25 * 1.7)
+
+
+class FirstGuess(nn.Module):
+    """Where each token lies among its codes, rotation and camera, from one vector and the key points.
+
+    Args:
+        channels: of the vector; 0 for none.
+        keypoints: whether there are key points.
+        codes: of each token.
+        dropout: on the vector.
+    """
+
+    codes: Float[Tensor, "T K D"]
+    middle: Float[Tensor, "T D"]
+    spread: Float[Tensor, "T 1"]
+
+    def __init__(self, channels: int, keypoints: bool, codes: Float[Tensor, "T K D"], dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes.clone())
+        self.register_buffer("middle", codes.mean(1))
+        self.register_buffer(
+            "spread", (codes - codes.mean(1, keepdim=True)).square().sum(2).mean(1, keepdim=True).sqrt()
+        )
+        if channels:
+            self.vector_in = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, 1024))
+            nn.init.zeros_(self.vector_in[-1].weight)  # type: ignore[arg-type]  # key points first, see `lift`
+        if keypoints:
+            self.keypoint_in = nn.Linear(3 * len(COCO17), 1024)
+        self.layers = nn.Sequential(Residual(1024), Residual(1024), nn.LayerNorm(1024))
+        self.latents = nn.Linear(1024, self.middle.numel())
+        self.sharpness = nn.Parameter(torch.zeros(len(codes), 1))
+        self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
+        for layer, bias in ((self.rotation, MEAN_ROTATION_6D), (self.camera, MEAN_CAMERA), (self.latents, (0.0,))):
+            nn.init.normal_(layer.weight, std=0.002)
+            layer.bias.data = torch.tensor(bias).expand(layer.out_features).clone()
+
+    def forward(
+        self, vector: Float[Tensor, "B C"] | None, keypoints: Float[Tensor, "B 17 3"] | None
+    ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
+        """Logits of the codes by their distance from the guess, 6D rotation and camera; in float32."""
+        parts = [] if vector is None else [self.vector_in(vector)]
+        if keypoints is not None:
+            weighted = torch.cat([keypoints[..., :2] * keypoints[..., 2:], keypoints[..., 2:]], 2)
+            parts.append(self.keypoint_in(weighted.flatten(1)))
+        x = self.layers(sum(parts))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            guess = self.middle + 3 * self.spread * self.latents(x).view(-1, *self.middle.shape)
+            distance = (guess[:, :, None] - self.codes).square().sum(3) / self.spread.square()
+            return -8 * self.sharpness.exp() * distance, self.rotation(x), self.camera(x)
+
+
+def disturbed(keypoints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
+    """True key points as a detector may give them: a few per cent of the crop off, some missing, none from outside."""
+    place = keypoints[..., :2] + 0.03 * torch.randn_like(keypoints[..., :2])
+    sure = (keypoints[..., 2] > 0) & (place.abs().amax(-1) < 1) & (torch.rand_like(place[..., 0]) > 0.03)
+    return torch.cat([place * sure[..., None], sure[..., None].to(place.dtype)], 2)
+
+
+def keypoint_loss(
+    found: Float[Tensor, "B 17 3"], true: Float[Tensor, "B 17 2"], weight: Float[Tensor, "B 17"]
+) -> Float[Tensor, ""]:
+    """L1 of key points in crop coordinates, those outside at a quarter, and cross-entropy of being inside."""
+    inside = (true.abs().amax(-1) < 1).to(found.dtype)
+    weights = weight * (0.25 + 0.75 * inside)
+    apart = ((found[..., :2] - true).abs().mean(-1) * weights).sum() / weights.sum().clamp(min=1)
+    return apart + 0.1 * functional.binary_cross_entropy_with_logits(found[..., 2], inside)
