@@ -1,5 +1,6 @@
 """The training loop of the image models, over Lightning Fabric."""
 
+import functools
 import json
 import logging
 import time
@@ -24,7 +25,7 @@ from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
 from vqhps.models.backbones import imagenet_weights
-from vqhps.models.first_guess import disturbed
+from vqhps.models.first_guess import disturbed, with_confidence
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.runtime.download import blazepose_models
 from vqhps.training_state import rate_share, resume_state, save_state
@@ -66,6 +67,8 @@ class ImageTrainingConfig:
         lifting_batch: samples a step of that.
         transformer_from: share of the steps before which the first guess is trained without the transformer, which
             takes half of the time of a step.
+        guess_steps: when the transformer joins, first train the guess alone on what the backbone makes of the kept
+            views, computed once: fast like the lifting.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
@@ -95,6 +98,7 @@ class ImageTrainingConfig:
     lifting_steps: int = 0
     lifting_batch: int = 256
     transformer_from: float = 0.0
+    guess_steps: int = 0
     workers: int = 1
     threads: int = 0
     seed: int = 0
@@ -126,8 +130,11 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
     for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=False):
         _set_rates(optimizer, config, step)
+        joins = int(config.transformer_from * config.steps)
         for each in (model.module, average.module):
-            each.guess_only = step < config.transformer_from * config.steps
+            each.guess_only = step < joins
+        if config.guess_steps and step == joins:  # another model than before: its average begins anew
+            average.n_averaged.zero_()
         losses = _losses(model, fabric.to_device(batch))
         optimizer.zero_grad()
         fabric.backward(torch.stack([*losses.values()]).sum())
@@ -263,31 +270,67 @@ def _kept_batches(
     settings = (key, size, config.augment, config.kept_views, config.workers)
     store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops)), *settings)
     rows = np.flatnonzero(store.sample < len(shards) - config.validation)
+    labels = functools.partial(store.labels, tokens=tokens)
     if config.lifting_steps and start == 0:
-        _lift(model, config, store, rows, tokens)
+        _train_guess(model, config, labels, rows, config.lifting_steps)
     for step in range(start, config.steps):
+        if config.guess_steps and step == int(config.transformer_from * config.steps):
+            _train_guess(model, config, labels, rows, config.guess_steps, _see(model, store))
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
         yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
 
 
-def _lift(model: VQHPS, config: ImageTrainingConfig, store: FeatureStore, rows: np.ndarray, tokens: np.ndarray) -> None:
-    """Teach the model's first guess to read bodies from key points alone."""
+def _train_guess(
+    model: VQHPS,
+    config: ImageTrainingConfig,
+    labels: Callable[[np.ndarray], dict[str, Tensor]],
+    rows: np.ndarray,
+    steps: int,
+    seen: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Train the model's first guess alone: from disturbed true key points, or from what the backbone has `seen`.
+
+    Args:
+        model: to be trained.
+        config: of the run.
+        labels: of some crops.
+        rows: crops to train on.
+        steps: of `config.lifting_batch` crops.
+        seen: vectors and found key points of all crops, see `_see`.
+    """
     optimizer = torch.optim.AdamW(model.guess.parameters(), weight_decay=config.weight_decay)
-    rng = np.random.default_rng((config.seed, 2))
-    bar = tqdm(range(config.lifting_steps), desc="lifting", mininterval=2)
+    rng = np.random.default_rng((config.seed, 2, int(seen is not None)))
+    bar = tqdm(range(steps), desc="lifting" if seen is None else "guess", mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate_share(step, config.warmup, config.lifting_steps)
-        batch = store.labels(rng.choice(rows, config.lifting_batch), tokens)
+            group["lr"] = config.learning_rate * rate_share(step, config.warmup, steps)
+        chosen = rng.choice(rows, config.lifting_batch)
+        batch = labels(chosen)
         batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
-        losses = model.loss(model.lift(disturbed(_keypoints(batch))), batch)
+        vector, shown = None, disturbed(_keypoints(batch))
+        if seen is not None:
+            vector, found = (values[chosen].float() for values in seen)
+            told = torch.rand(len(found), 1, 1) < config.model.hints
+            shown = torch.where(told, shown, found)
+        losses = model.loss(model.lift(shown, vector), batch)
         optimizer.zero_grad()
         torch.stack([*losses.values()]).sum().backward()
         optimizer.step()
         if step % 50 == 0:
             bar.set_postfix_str(" ".join(f"{n} {v.item():.3f}" for n, v in losses.items()), refresh=False)
+
+
+@torch.no_grad()
+def _see(model: VQHPS, store: FeatureStore) -> tuple[Tensor, Tensor]:
+    """The backbone's vector and the key points it finds, of all kept crops; half precision."""
+    vectors, found = [], []
+    for chosen in tqdm(np.array_split(np.arange(len(store)), -(-len(store) // 256)), desc="vectors", mininterval=2):
+        vector = model.backbone.from_trunk(store.features(chosen))[1]
+        vectors.append(vector.half())
+        found.append(with_confidence(model.backbone.keypoints(vector)).half())
+    return torch.cat(vectors), torch.cat(found)
 
 
 def _keypoints(batch: dict[str, Tensor]) -> Tensor:

@@ -91,9 +91,12 @@ class FeatureStore:
 
     def batch(self, chosen: Int[np.ndarray, "B"], tokens: Int[np.ndarray, "N 2 T"]) -> dict[str, Tensor]:
         """Labels, and the features as `trunk` in place of `image`."""
+        return {**self.labels(chosen, tokens), "trunk": self.features(chosen)}
+
+    def features(self, chosen: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
+        """The features of some crops."""
         features = np.stack([self._features[self._shard[i]][self._number[i]] for i in chosen])
-        trunk = torch.from_numpy(features).permute(0, 3, 1, 2).float()  # stored channels last
-        return {**self.labels(chosen, tokens), "trunk": trunk}
+        return torch.from_numpy(features).permute(0, 3, 1, 2).float()  # stored channels last
 
 
 def store_features(

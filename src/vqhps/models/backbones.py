@@ -72,8 +72,12 @@ class Backbone(nn.Module):
 
     @property
     def finds_keypoints(self) -> bool:
-        """Whether COCO-17 can be read from the vector: `body.keypoints(vector)`."""
+        """Whether there is `keypoints`."""
         return isinstance(self.body, BlazePose)
+
+    def keypoints(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 3"]:
+        """COCO-17 in crop coordinates, and the logit of being inside of the crop, from the vector of `forward`."""
+        return self.body.keypoints(vector)  # type: ignore[operator]
 
     @property
     def trunk(self) -> nn.Module:

@@ -25,14 +25,14 @@ class FirstGuess(nn.Module):
     codes: Float[Tensor, "T K D"]
     middle: Float[Tensor, "T D"]
     spread: Float[Tensor, "T 1"]
+    deviation: Float[Tensor, "T D"]
 
     def __init__(self, channels: int, keypoints: bool, codes: Float[Tensor, "T K D"], dropout: float) -> None:
         super().__init__()
         self.register_buffer("codes", codes.clone())
         self.register_buffer("middle", codes.mean(1))
-        self.register_buffer(
-            "spread", (codes - codes.mean(1, keepdim=True)).square().sum(2).mean(1, keepdim=True).sqrt()
-        )
+        self.register_buffer("spread", (codes - self.middle[:, None]).square().sum(2).mean(1, keepdim=True).sqrt())
+        self.register_buffer("deviation", codes.std(1))
         if channels:
             self.vector_in = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, 1024))
             nn.init.zeros_(self.vector_in[-1].weight)  # type: ignore[arg-type]  # key points first, see `lift`
@@ -57,7 +57,7 @@ class FirstGuess(nn.Module):
         x = self.layers(sum(parts))
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            guess = self.middle + 3 * self.spread * self.latents(x).view(-1, *self.middle.shape)
+            guess = self.middle + 3 * self.deviation * self.latents(x).view(-1, *self.middle.shape)
             distance = (guess[:, :, None] - self.codes).square().sum(3) / self.spread.square()
             return -8 * self.sharpness.exp() * distance, self.rotation(x), self.camera(x)
 
@@ -67,6 +67,11 @@ def disturbed(keypoints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
     place = keypoints[..., :2] + 0.03 * torch.randn_like(keypoints[..., :2])
     sure = (keypoints[..., 2] > 0) & (place.abs().amax(-1) < 1) & (torch.rand_like(place[..., 0]) > 0.03)
     return torch.cat([place * sure[..., None], sure[..., None].to(place.dtype)], 2)
+
+
+def with_confidence(found: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
+    """Found key points with a confidence in [0, 1] in place of its logit."""
+    return torch.cat([found[..., :2], found[..., 2:].sigmoid()], 2)
 
 
 def keypoint_loss(

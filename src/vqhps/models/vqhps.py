@@ -15,7 +15,14 @@ from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_6d, project, rotate
 from vqhps.models.backbones import BackboneName, create_backbone
-from vqhps.models.first_guess import MEAN_CAMERA, MEAN_ROTATION_6D, FirstGuess, disturbed, keypoint_loss
+from vqhps.models.first_guess import (
+    MEAN_CAMERA,
+    MEAN_ROTATION_6D,
+    FirstGuess,
+    disturbed,
+    keypoint_loss,
+    with_confidence,
+)
 from vqhps.models.output import Output
 from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
 
@@ -228,7 +235,7 @@ class VQHPS(nn.Module):
         if "image" in self.config.sources:
             features, vector = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
             if self.backbone.finds_keypoints:
-                found = self.backbone.body.keypoints(vector)  # type: ignore[operator]
+                found = self.backbone.keypoints(vector)
             if self.backbone_rotation is not None:
                 vector = self.backbone_rotation(image)[1]
         if "keypoints" in self.config.sources:
@@ -266,9 +273,9 @@ class VQHPS(nn.Module):
         decoded = self.decoder_norm(self.decoder(queries, memory, sine, hidden))
         return self.token_head(decoded), pooled
 
-    def lift(self, keypoints: Float[Tensor, "B J 3"]) -> Output:
-        """What the first guess makes of key points alone, without an image: see `forward`."""
-        return self._output(Encoded(*self.guess(None, keypoints), None), self.config.loss.decode, full=False)
+    def lift(self, keypoints: Float[Tensor, "B J 3"], vector: Float[Tensor, "B P"] | None = None) -> Output:
+        """What the first guess alone makes of key points, as `forward` takes them, and the backbone's vector."""
+        return self._output(Encoded(*self.guess(vector, keypoints), None), self.config.loss.decode, full=False)
 
     def _shown(self, keypoints: Float[Tensor, "B J 3"] | None, found: Tensor | None) -> Float[Tensor, "B J 3"]:
         """Key points for the memory: those given, or those found; in training, true ones for some samples."""
@@ -276,7 +283,7 @@ class VQHPS(nn.Module):
             if keypoints is None:
                 raise VqhpsError("this model reads key points beside the image; give COCO-17 with confidence")
             return keypoints
-        own = torch.cat([found[..., :2], found[..., 2:].sigmoid()], 2)
+        own = with_confidence(found)
         if not self.training or keypoints is None or self.config.hints == 0:
             return own
         told = torch.rand(len(own), 1, 1, device=own.device) < self.config.hints
