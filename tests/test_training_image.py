@@ -87,8 +87,8 @@ def kept_recipe(folder: Path, out: str, **changes: object) -> ImageTrainingConfi
         heads=4, hidden=64, dropout=0.2,
     )  # fmt: skip
     settings: dict[str, object] = {
-        "model": model, "kept_views": 2, "lifting_steps": 2, "lifting_batch": 4, "transformer_from": 0.5, "guess_steps": 2,
-        "image_size": 256, "final_image_size": 256, **changes,
+        "model": model, "kept_views": 2, "lifting_steps": 2, "lifting_batch": 4, "transformer_from": 0.5,
+        "guess_steps": 2, "image_size": 256, "final_image_size": 256, **changes,
     }  # fmt: skip
     return recipe(folder, out, **settings)
 

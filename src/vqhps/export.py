@@ -187,11 +187,26 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
             continue
         tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
         casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    _shorten_indices(model.graph)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
     strip_traces(model)
     onnx.save(model, path)
+
+
+def _shorten_indices(graph: onnx.GraphProto) -> None:
+    """Store the large tables that only choose rows as 32-bit numbers; what the exporter noted of types goes."""
+    del graph.value_info[:]
+    users: dict[str, set[tuple[str, int]]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            users.setdefault(name, set()).add((node.op_type, place))
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT64 and np.prod(tensor.dims) >= _MIN_HALF:
+            if users.get(tensor.name) in ({("Gather", 1)}, {("Reshape", 0)}):  # both take them as they are
+                values = onnx.numpy_helper.to_array(tensor).astype(np.int32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

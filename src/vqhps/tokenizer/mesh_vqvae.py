@@ -129,7 +129,8 @@ class MeshVQVAE(nn.Module):
 
     def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]:
         """Full mesh from the coarse one."""
-        near = coarse[:, self.mesh.get_buffer("upsample_indices")]
+        indices = self.mesh.get_buffer("upsample_indices")
+        near = coarse.index_select(1, indices.flatten()).unflatten(1, indices.shape)
         return torch.einsum("vn,bvnc->bvc", self.mesh.get_buffer("upsample_weights"), near)
 
     def forward(
