@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -100,6 +101,28 @@ def test_large_weights_are_stored_in_half_precision(exported):
     weights = {w.name: w for w in onnx.load(folder / "bundle" / "model.onnx").graph.initializer}
     halves = [w for w in weights.values() if w.data_type == onnx.TensorProto.FLOAT16]
     assert halves and all(w.name.endswith("_half") and np.prod(w.dims) >= 1024 for w in halves)
+
+
+def test_large_tables_of_row_numbers_are_stored_in_32_bits(tmp_path):
+    """And the graph still runs: what it knew of their type is gone."""
+    rows = np.random.default_rng(0).integers(0, 5, 2000)
+    nodes = [
+        onnx.helper.make_node("Reshape", ["rows", "shape"], ["flat"]),
+        onnx.helper.make_node("Gather", ["x", "flat"], ["y"], axis=1),
+    ]
+    tensors = [onnx.numpy_helper.from_array(rows, "rows"), onnx.numpy_helper.from_array(np.array([2000]), "shape")]
+    told = [onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.INT64, [2000])]
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, c]) for n, c in (("x", 5), ("y", 2000))]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors, value_info=told)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "a.onnx")
+    halve_weights(tmp_path / "a.onnx", keep=[])
+    assert {w.name: w.data_type for w in onnx.load(tmp_path / "a.onnx").graph.initializer} == {
+        "rows": onnx.TensorProto.INT32, "shape": onnx.TensorProto.INT64,
+    }  # fmt: skip
+    x = np.arange(5, dtype=np.float32)[None]
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x[:, rows])
 
 
 def test_halving_keeps_what_it_is_told(tmp_path):

@@ -203,10 +203,10 @@ def _shorten_indices(graph: onnx.GraphProto) -> None:
         for place, name in enumerate(node.input):
             users.setdefault(name, set()).add((node.op_type, place))
     for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.INT64 and np.prod(tensor.dims) >= _MIN_HALF:
-            if users.get(tensor.name) in ({("Gather", 1)}, {("Reshape", 0)}):  # both take them as they are
-                values = onnx.numpy_helper.to_array(tensor).astype(np.int32)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        large = tensor.data_type == onnx.TensorProto.INT64 and np.prod(tensor.dims) >= _MIN_HALF
+        if large and users.get(tensor.name) in ({("Gather", 1)}, {("Reshape", 0)}):  # both take 32 bits as well
+            values = onnx.numpy_helper.to_array(tensor).astype(np.int32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
 def strip_traces(model: onnx.ModelProto) -> None:

@@ -268,7 +268,8 @@ def _kept_batches(
     trunk, size = model.backbone.trunk, config.final_image_size
     key = feature_key(trunk, size, config.augment, config.kept_views)
     settings = (key, size, config.augment, config.kept_views, config.workers)
-    store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops)), *settings)
+    device = next(model.parameters()).device
+    store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops.to(device))).cpu(), *settings)
     rows = np.flatnonzero(store.sample < len(shards) - config.validation)
     labels = functools.partial(store.labels, tokens=tokens)
     if config.lifting_steps and start == 0:
@@ -302,17 +303,18 @@ def _train_guess(
     """
     optimizer = torch.optim.AdamW(model.guess.parameters(), weight_decay=config.weight_decay)
     rng = np.random.default_rng((config.seed, 2, int(seen is not None)))
+    device = next(model.parameters()).device
     bar = tqdm(range(steps), desc="lifting" if seen is None else "guess", mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * rate_share(step, config.warmup, steps)
         chosen = rng.choice(rows, config.lifting_batch)
-        batch = labels(chosen)
+        batch = {name: value.to(device) for name, value in labels(chosen).items()}
         batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
         vector, shown = None, disturbed(_keypoints(batch))
         if seen is not None:
-            vector, found = (values[chosen].float() for values in seen)
-            told = torch.rand(len(found), 1, 1) < config.model.hints
+            vector, found = (values[chosen].to(device).float() for values in seen)
+            told = torch.rand(len(found), 1, 1, device=device) < config.model.hints
             shown = torch.where(told, shown, found)
         losses = model.loss(model.lift(shown, vector), batch)
         optimizer.zero_grad()
@@ -325,11 +327,12 @@ def _train_guess(
 @torch.no_grad()
 def _see(model: VQHPS, store: FeatureStore) -> tuple[Tensor, Tensor]:
     """The backbone's vector and the key points it finds, of all kept crops; half precision."""
+    device = next(model.parameters()).device
     vectors, found = [], []
     for chosen in tqdm(np.array_split(np.arange(len(store)), -(-len(store) // 256)), desc="vectors", mininterval=2):
-        vector = model.backbone.from_trunk(store.features(chosen))[1]
-        vectors.append(vector.half())
-        found.append(with_confidence(model.backbone.keypoints(vector)).half())
+        vector = model.backbone.from_trunk(store.features(chosen).to(device))[1]
+        vectors.append(vector.half().cpu())
+        found.append(with_confidence(model.backbone.keypoints(vector)).half().cpu())
     return torch.cat(vectors), torch.cat(found)
 
 

@@ -133,10 +133,11 @@ def _is_done(path: Path, key: str) -> bool:
 @torch.no_grad()
 def _store_shard(path: Path, trunk: Callable[[Tensor], Tensor], key: str, views: _Views, workers: int) -> None:
     part = path.with_suffix(f".features-{key}.npy.partial")
-    features: np.ndarray | None = None
+    features: np.memmap | None = None
     labels: dict[str, list[np.ndarray]] = {name: [] for name in _LABELS}
     first = 0
-    for batch in DataLoader(views, _BATCH, num_workers=workers):
+    own = torch.Generator()  # whether features must be computed must not change what the training draws
+    for batch in DataLoader(views, _BATCH, num_workers=workers, generator=own):
         values: Float[np.ndarray, "B H W C"] = trunk(batch["image"]).permute(0, 2, 3, 1).numpy()
         if features is None:
             shape = (len(views), *values.shape[1:])

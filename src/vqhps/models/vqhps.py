@@ -242,8 +242,8 @@ class VQHPS(nn.Module):
             shown = self._shown(keypoints, found)
         if not self.config.first_guess:
             logits, pooled = self._transform(features, shown)
-            heads = self.pose_head(torch.cat([x for x in (vector, pooled) if x is not None], 1))
-            return Encoded(logits, *heads, found)
+            rotation_6d, camera = self.pose_head(torch.cat([x for x in (vector, pooled) if x is not None], 1))
+            return Encoded(logits, rotation_6d, camera, found)
         logits, rotation_6d, camera = self.guess(vector, shown)
         if not self.guess_only:
             logits = logits + self._transform(features, shown)[0]
@@ -275,7 +275,8 @@ class VQHPS(nn.Module):
 
     def lift(self, keypoints: Float[Tensor, "B J 3"], vector: Float[Tensor, "B P"] | None = None) -> Output:
         """What the first guess alone makes of key points, as `forward` takes them, and the backbone's vector."""
-        return self._output(Encoded(*self.guess(vector, keypoints), None), self.config.loss.decode, full=False)
+        logits, rotation_6d, camera = self.guess(vector, keypoints)
+        return self._output(Encoded(logits, rotation_6d, camera, None), self.config.loss.decode, full=False)
 
     def _shown(self, keypoints: Float[Tensor, "B J 3"] | None, found: Tensor | None) -> Float[Tensor, "B J 3"]:
         """Key points for the memory: those given, or those found; in training, true ones for some samples."""
