@@ -49,8 +49,8 @@ def test_trains_and_keeps_a_checkpoint_that_rebuilds_itself(folder: Path) -> Non
     assert rows[-1]["pve_argmax_mm"] > 0
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_file(train_image_model(recipe(folder, "whole")) / "model.safetensors")
+def interrupt(config: ImageTrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run and stop it at its first validation."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -58,27 +58,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(folder: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(training_image, "_report", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_image_model(recipe(folder, "parts"))
-    parts = load_file(train_image_model(recipe(folder, "parts")) / "model.safetensors")
+            train_image_model(config)
+
+
+def same(parts: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> None:
+    """Both hold the same weights, to the bit."""
     assert whole.keys() == parts.keys()
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
 
 
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_file(train_image_model(recipe(folder, "whole")) / "model.safetensors")
+    interrupt(recipe(folder, "parts"), monkeypatch)
+    parts = load_file(train_image_model(recipe(folder, "parts")) / "model.safetensors")
+    same(parts, whole)
+
+
 def test_shards_that_come_later_do_not_change_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_file(train_image_model(recipe(folder, "whole")) / "model.safetensors")
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_image, "_report", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_image_model(recipe(folder, "parts"))
+    interrupt(recipe(folder, "parts"), monkeypatch)
     write_shard(folder / "shards" / "tiny-train-0-000001.tar", 4, seed=1)
     parts = load_file(train_image_model(recipe(folder, "parts")) / "model.safetensors")
-    for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
+    same(parts, whole)
 
 
 def kept_recipe(folder: Path, out: str, **changes: object) -> ImageTrainingConfig:
@@ -99,19 +101,11 @@ def test_kept_features_resume_exactly_and_are_computed_once(folder: Path, monkey
     whole = load_file(train_image_model(kept_recipe(folder, "whole")) / "model.safetensors")
     kept = sorted((folder / "shards").glob("*.features-*.npy"))
     assert len(kept) == 1 and np.load(kept[0]).shape == (16, 16, 16, 88)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_image, "_report", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_image_model(kept_recipe(folder, "parts"))
+    interrupt(kept_recipe(folder, "parts"), monkeypatch)
     written = kept[0].stat().st_mtime_ns
     parts = load_file(train_image_model(kept_recipe(folder, "parts")) / "model.safetensors")
     assert kept[0].stat().st_mtime_ns == written
-    for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=0, atol=0, msg=name)
+    same(parts, whole)
     start = load_file(train_image_model(kept_recipe(folder, "short", steps=1)) / "model.safetensors")
     moved = {n for n, v in whole.items() if not torch.equal(v, start[n])}
     assert any(n.startswith("backbone.body.tail") for n in moved)

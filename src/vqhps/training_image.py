@@ -128,7 +128,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     batches = _kept_batches if config.kept_views else _batches
     saved, running = time.monotonic(), dict[str, float]()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
-    for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=False):
+    for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=True):
         _set_rates(optimizer, config, step)
         joins = int(config.transformer_from * config.steps)
         for each in (model.module, average.module):

@@ -264,7 +264,9 @@ class BlazePoseDetector:
         _check_image(image)
         candidates = self._candidates(image)
         found = []
-        for points, score in zip(candidates.points[: self.max_people], candidates.scores, strict=False):
+        for points, score in zip(
+            candidates.points[: self.max_people], candidates.scores[: self.max_people], strict=True
+        ):
             landmarks = self._look(image, roi_from_points(points[0], points[1]))
             detection = _detection(landmarks, visible_box(landmarks, image), float(score) * landmarks.presence)
             if detection.score >= self.score_threshold:
