@@ -198,6 +198,34 @@ class Evaluate:
 
 
 @dataclass
+class EvaluateRateDistortion:
+    """Fit tokenizers of many sizes to the same bodies: bits a mesh against the error, as a table and a plot."""
+
+    root: Path
+    """Folder that holds mocap/."""
+    out: Path
+    """Folder for rate_distortion.csv and rate_distortion.png; a stopped run goes on there."""
+    latents: tuple[int, ...] = (27, 54, 108)
+    """Latents a mesh."""
+    codes: tuple[int, ...] = (256, 512, 1024)
+    """Codes a codebook."""
+    depths: tuple[int, ...] = (1, 2, 4)
+    """Levels of residual quantization."""
+    bodies: int = 20_480
+    """Bodies to fit to."""
+
+    def run(self) -> int:
+        """Print the table as JSON, a row a line."""
+        from dataclasses import asdict
+
+        from vqhps.evaluation.rate_distortion import rate_distortion
+
+        for point in rate_distortion(self.root, self.out, self.latents, self.codes, self.depths, self.bodies):
+            print(json.dumps(asdict(point)))
+        return 0
+
+
+@dataclass
 class PrepareSynthetic:
     """Render people into WebDataset shards; a stopped run goes on where it stopped."""
 
@@ -291,6 +319,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,
     "evaluate": Evaluate,
+    "evaluate rate-distortion": EvaluateRateDistortion,
     "prepare synthetic": PrepareSynthetic,
     "export": Export,
     "download": Download,

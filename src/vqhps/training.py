@@ -39,6 +39,7 @@ class TokenizerTrainingConfig:
         warmup: steps.
         commitment: weight of the commitment loss.
         children: bodies of all ages instead of adults only.
+        jitter: random turn of every bone, radians an axis.
         sources: motion sets to train on.
         evaluate_every: steps between evaluations on the held-out subjects.
         save_minutes: between saved states.
@@ -55,6 +56,7 @@ class TokenizerTrainingConfig:
     warmup: int = 200
     commitment: float = 0.25
     children: bool = False
+    jitter: float = 0.02
     sources: tuple[Source, ...] = SOURCES
     evaluate_every: int = 1000
     save_minutes: float = 3.0
@@ -72,7 +74,9 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.seed_everything(config.seed)
-    stream = BodyStream(load_poses(Path(config.data_root), "train", 0.06, config.sources), config.children)
+    stream = BodyStream(
+        load_poses(Path(config.data_root), "train", 0.06, config.sources), config.children, config.jitter
+    )
     model = anny_tokenizer(config.model)
     if not (out / "state.pt").exists():
         _initialise(model, stream, config.seed)

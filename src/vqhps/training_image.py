@@ -43,7 +43,8 @@ class ImageTrainingConfig:
         shards: folder of prepared training shards.
         tokenizer: checkpoint of the tokenizer, or of an image model that holds it.
         out: folder of the run; a run found there goes on where it stopped.
-        start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
+        backbone_from: checkpoint of an image model whose backbone, of the same kind, to start from instead of the
+            published weights.
         model: settings of the image model.
         augment: strength of the augmentation.
         steps: training steps in all.
@@ -65,6 +66,7 @@ class ImageTrainingConfig:
         lifting_steps: first train the model's first guess from true, disturbed key points alone, on the labels of the
             kept views, without images: some thousand samples a second.
         lifting_batch: samples a step of that.
+        lifting_rate: highest rate of that, as `learning_rate`.
         transformer_from: share of the steps before which the first guess is trained without the transformer, which
             takes half of the time of a step.
         guess_steps: when the transformer joins, first train the guess alone on what the backbone makes of the kept
@@ -77,7 +79,7 @@ class ImageTrainingConfig:
     shards: str
     tokenizer: str
     out: str = "runs/image-model"
-    start_from: str | None = None
+    backbone_from: str | None = None
     model: VQHPSConfig = VQHPSConfig()
     augment: AugmentConfig = AugmentConfig()
     steps: int = 5000
@@ -97,6 +99,7 @@ class ImageTrainingConfig:
     kept_views: int = 0
     lifting_steps: int = 0
     lifting_batch: int = 256
+    lifting_rate: float = 5e-4
     transformer_from: float = 0.0
     guess_steps: int = 0
     workers: int = 1
@@ -169,12 +172,11 @@ def _check(config: ImageTrainingConfig) -> None:
 
 
 def _build(config: ImageTrainingConfig) -> VQHPS:
-    if config.start_from:
-        start = load_checkpoint(Path(config.start_from), "vqhps")
-        model = VQHPS(config.model, start.tokenizer)  # type: ignore[arg-type]
-        model.load_state_dict(start.state_dict())
-        return model
     tokenizer = load_tokenizer(config.tokenizer)
+    if config.backbone_from:
+        model = VQHPS(config.model, tokenizer)
+        model.backbone.load_state_dict(load_checkpoint(Path(config.backbone_from), "vqhps").backbone.state_dict())
+        return model
     name = config.model.backbone
     weights = blazepose_models()[1] if name == "blazepose" else imagenet_weights(name)
     if weights is None:
@@ -269,7 +271,12 @@ def _kept_batches(
     key = feature_key(trunk, size, config.augment, config.kept_views)
     settings = (key, size, config.augment, config.kept_views, config.workers)
     device = next(model.parameters()).device
-    store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops.to(device))).cpu(), *settings)
+
+    def features(crops: Tensor) -> Tensor:
+        with _autocast(config, device):
+            return trunk(model.normalise(crops.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu()
+
+    store = store_features(shards.paths, features, *settings)
     rows = np.flatnonzero(store.sample < len(shards) - config.validation)
     labels = functools.partial(store.labels, tokens=tokens)
     if config.lifting_steps and start == 0:
@@ -281,6 +288,11 @@ def _kept_batches(
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
         yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
+
+
+def _autocast(config: ImageTrainingConfig, device: torch.device) -> torch.autocast:
+    """The precision of the run for what Fabric does not call."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16"))
 
 
 def _train_guess(
@@ -307,7 +319,7 @@ def _train_guess(
     bar = tqdm(range(steps), desc="lifting" if seen is None else "guess", mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate_share(step, config.warmup, steps)
+            group["lr"] = config.lifting_rate * rate_share(step, config.warmup, steps)
         chosen = rng.choice(rows, config.lifting_batch)
         batch = {name: value.to(device) for name, value in labels(chosen).items()}
         batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
@@ -316,7 +328,9 @@ def _train_guess(
             vector, found = (values[chosen].to(device).float() for values in seen)
             told = torch.rand(len(found), 1, 1, device=device) < config.model.hints
             shown = torch.where(told, shown, found)
-        losses = model.loss(model.lift(shown, vector), batch)
+        with _autocast(config, device):
+            output = model.lift(shown, vector)
+        losses = model.loss(output, batch)
         optimizer.zero_grad()
         torch.stack([*losses.values()]).sum().backward()
         optimizer.step()

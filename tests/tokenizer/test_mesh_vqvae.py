@@ -54,6 +54,47 @@ def test_quantizer_takes_the_nearest_code(books):
     torch.testing.assert_close(quantizer.expected_codes(one_hot), quantizer.codes(indices))
 
 
+@pytest.mark.parametrize("books", [1, 6])
+def test_each_level_takes_the_code_nearest_to_what_is_left(books):
+    torch.manual_seed(0)
+    quantizer = EMAQuantizer(books, 16, 3, depth=3).eval()
+    latents = torch.randn(4, 6, 3)
+    quantized, indices, _ = quantizer(latents)
+    left = latents.clone()
+    for level, chosen in enumerate(indices.chunk(3, 1)):
+        for b in range(4):
+            for t in range(6):
+                book = quantizer.codebook[level * books + t % books]
+                assert chosen[b, t] == (book - left[b, t]).square().sum(1).argmin()
+                left[b, t] -= book[chosen[b, t]]
+    torch.testing.assert_close(quantized, latents - left)
+    one_hot = torch.nn.functional.one_hot(indices, 16).float()
+    torch.testing.assert_close(quantizer.expected_codes(one_hot), quantizer.codes(indices))
+
+
+def test_more_levels_lower_the_error():
+    torch.manual_seed(0)
+    latents = torch.randn(2000, 2, 2)
+    errors = []
+    for depth in (1, 2, 3):
+        quantizer = EMAQuantizer(2, 16, 2, depth=depth).eval()
+        quantizer.initialise(latents)
+        errors.append(quantizer(latents)[2].item())
+    assert errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
+
+
+def test_all_levels_follow_their_latents():
+    torch.manual_seed(0)
+    quantizer = EMAQuantizer(1, 4, 2, decay=0.9, depth=2).train()
+    coarse = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    fine = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    quantizer.initialise((coarse[:, None] + fine).reshape(1, -1, 2).repeat(1, 30, 1))
+    for _ in range(200):
+        latents = coarse[torch.randint(4, (64,))] + fine[torch.randint(4, (64,))]
+        commitment = quantizer(latents[None])[2]
+    assert commitment < 0.01
+
+
 def test_gradient_passes_straight_through():
     quantizer = EMAQuantizer(1, 8, 2).eval()
     latents = torch.randn(2, 3, 2, requires_grad=True)
@@ -89,12 +130,12 @@ def test_perplexity_counts_codes_in_use(indices, value):
 
 
 @pytest.mark.parametrize("network", ["components", "conv"])
-@pytest.mark.parametrize("batch", [1, 5])
-def test_encode_and_decode_any_batch(network, batch):
-    model = tiny_tokenizer(network).eval()
+@pytest.mark.parametrize("batch, depth", [(1, 1), (5, 1), (5, 2)])
+def test_encode_and_decode_any_batch(network, batch, depth):
+    model = tiny_tokenizer(network, depth=depth).eval()
     bodies = tiny_bodies(batch)
     indices = model.encode(bodies)
-    assert indices.shape == (batch, 6) and indices.dtype == torch.int64
+    assert indices.shape == (batch, 6 * depth) and indices.dtype == torch.int64
     decoded = model.decode(indices)
     assert decoded.shape == bodies.shape
     torch.testing.assert_close(decoded, model(bodies)[0])

@@ -28,7 +28,7 @@ class BodyStream:
 
     bank: PoseBank
     children: bool = False
-    jitter: float = 0.05
+    jitter: float = 0.02
     mirror: bool = True
 
     @cached_property

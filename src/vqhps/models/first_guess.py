@@ -24,14 +24,12 @@ class FirstGuess(nn.Module):
 
     codes: Float[Tensor, "T K D"]
     middle: Float[Tensor, "T D"]
-    spread: Float[Tensor, "T 1"]
     deviation: Float[Tensor, "T D"]
 
     def __init__(self, channels: int, keypoints: bool, codes: Float[Tensor, "T K D"], dropout: float) -> None:
         super().__init__()
         self.register_buffer("codes", codes.clone())
         self.register_buffer("middle", codes.mean(1))
-        self.register_buffer("spread", (codes - self.middle[:, None]).square().sum(2).mean(1, keepdim=True).sqrt())
         self.register_buffer("deviation", codes.std(1))
         if channels:
             self.vector_in = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, 1024))
@@ -40,7 +38,7 @@ class FirstGuess(nn.Module):
             self.keypoint_in = nn.Linear(3 * len(COCO17), 1024)
         self.layers = nn.Sequential(Residual(1024), Residual(1024), nn.LayerNorm(1024))
         self.latents = nn.Linear(1024, self.middle.numel())
-        self.sharpness = nn.Parameter(torch.zeros(len(codes), 1))
+        self.sharpness = nn.Parameter(torch.zeros_like(self.middle))
         self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
         for layer, bias in ((self.rotation, MEAN_ROTATION_6D), (self.camera, MEAN_CAMERA), (self.latents, (0.0,))):
             nn.init.normal_(layer.weight, std=0.002)
@@ -57,9 +55,12 @@ class FirstGuess(nn.Module):
         x = self.layers(sum(parts))
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            guess = self.middle + 3 * self.deviation * self.latents(x).view(-1, *self.middle.shape)
-            distance = (guess[:, :, None] - self.codes).square().sum(3) / self.spread.square()
-            return -8 * self.sharpness.exp() * distance, self.rotation(x), self.camera(x)
+            guess = 3 * self.deviation * self.latents(x).view(-1, *self.middle.shape)  # from the middle
+            codes = self.codes - self.middle[:, None]
+            weight = 4 * self.sharpness.exp() / self.deviation.square()
+            # minus the weighted squared distance, up to what all codes of a token share
+            near = ((weight * guess).transpose(0, 1) @ codes.transpose(1, 2)).transpose(0, 1)
+            return 2 * near - (weight[:, None] * codes.square()).sum(2), self.rotation(x), self.camera(x)
 
 
 def disturbed(keypoints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:

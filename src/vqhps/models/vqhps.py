@@ -36,6 +36,7 @@ class Tokenizer(Protocol):
     num_tokens: int
     num_codes: int
     codebook: Float[Tensor, "G K D"]
+    book_of_token: Int[Tensor, "T"]
 
     def regressor(self, name: str) -> Float[Tensor, "J Vc"]: ...
     def decode(self, indices: Int[Tensor, "B T"]) -> Float[Tensor, "B Vc 3"]: ...
@@ -158,8 +159,7 @@ class VQHPS(nn.Module):
         self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout)
         if config.first_guess:
             channels = self.backbone.pooled_channels if "image" in config.sources else 0
-            books = torch.arange(self.tokenizer.num_tokens) % len(self.tokenizer.codebook)
-            codes = self.tokenizer.codebook[books]
+            codes = self.tokenizer.codebook[self.tokenizer.book_of_token]
             self.guess = FirstGuess(channels, "keypoints" in config.sources, codes, dropout)
             nn.init.zeros_(self.token_head.scores.weight)  # the transformer corrects the guess
         else:
@@ -332,8 +332,7 @@ class VQHPS(nn.Module):
     def _token_loss(self, logits: Float[Tensor, "B T K"], target: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
         if self.config.loss.label_sigma == 0:
             return functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
-        book = torch.arange(target.shape[1], device=target.device) % len(self.tokenizer.codebook)
-        soft = self._soft_targets[book, target]
+        soft = self._soft_targets[self.tokenizer.book_of_token, target]
         return -(soft * logits.log_softmax(-1)).sum(-1).mean(1)
 
 

@@ -19,10 +19,11 @@ class MeshVQVAEConfig:
 
     Attributes:
         network: `conv`, the published local design; `components`, tokens that each speak for the whole body.
-        sizes: vertices of each pooled mesh; the last is the number of tokens T.
+        sizes: vertices of each pooled mesh; the last is the number of latents L.
         num_codes: K, size of a codebook.
         code_dim: D, length of a code.
         shared_codebook: one codebook for all tokens, as published, or one for each.
+        depth: levels of residual quantization: T = depth x L tokens.
         channels: conv: of the convolution before each pooling.
         bases: conv: shared matrices of a mesh convolution.
         neighbours: conv: of a vertex in a convolution.
@@ -37,6 +38,7 @@ class MeshVQVAEConfig:
     num_codes: int = 512
     code_dim: int = 2
     shared_codebook: bool = False
+    depth: int = 1
     channels: tuple[int, ...] = (32, 64, 128)
     bases: int = 9
     neighbours: int = 9
@@ -86,12 +88,12 @@ class MeshVQVAE(nn.Module):
         self.mesh = mesh
         self.network = (ConvNetwork if config.network == "conv" else ComponentNetwork)(config, mesh)
         books = 1 if config.shared_codebook else config.sizes[-1]
-        self.quantizer = EMAQuantizer(books, config.num_codes, config.code_dim, config.decay)
+        self.quantizer = EMAQuantizer(books, config.num_codes, config.code_dim, config.decay, depth=config.depth)
 
     @property
     def num_tokens(self) -> int:
         """T, tokens of a mesh."""
-        return self.config.sizes[-1]
+        return self.config.depth * self.config.sizes[-1]
 
     @property
     def num_codes(self) -> int:
@@ -100,18 +102,23 @@ class MeshVQVAE(nn.Module):
 
     @property
     def codebook(self) -> Float[Tensor, "G K D"]:
-        """The codes; G is 1 for a shared codebook, else T."""
+        """The codes: of each level, one codebook for all tokens or one for each."""
         return self.quantizer.codebook
+
+    @property
+    def book_of_token(self) -> Int[Tensor, "T"]:
+        """Which codebook each token reads."""
+        return self.quantizer.book_of(self.num_tokens)
 
     def regressor(self, name: str) -> Float[Tensor, "J Vc"]:
         """A named joint regressor on the coarse mesh."""
         return self.mesh.get_buffer(f"regressor_{name}")
 
-    def latents(self, vertices: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B T D"]:
+    def latents(self, vertices: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B L D"]:
         """Latents before quantization of canonical coarse vertices, metres."""
         return self.network.encode(vertices - self.mesh.get_buffer("template"))
 
-    def decode_latents(self, quantized: Float[Tensor, "B T D"]) -> Float[Tensor, "B Vc 3"]:
+    def decode_latents(self, quantized: Float[Tensor, "B L D"]) -> Float[Tensor, "B Vc 3"]:
         """Canonical coarse vertices, metres, from codes or anything between them; differentiable."""
         return self.network.decode(quantized) + self.mesh.get_buffer("template")
 
