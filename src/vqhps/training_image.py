@@ -63,14 +63,16 @@ class ImageTrainingConfig:
         save_minutes: between saved states.
         kept_views: where the first part of the backbone is frozen (`frozen_stages`), compute it once on this many
             augmented crops of each sample and train on those, at `final_image_size`; 0 for new crops in every step.
+        cut_copies: how often kept crops count that show less than three quarters of the key points: people cut by the
+            frame are few and hard.
         lifting_steps: first train the model's first guess from true, disturbed key points alone, on the labels of the
             kept views, without images: some thousand samples a second.
         lifting_batch: samples a step of that.
         lifting_rate: highest rate of that, as `learning_rate`.
+        guess_steps: then train the guess alone on what the backbone makes of the kept views, computed once: fast like
+            the lifting.
         transformer_from: share of the steps before which the first guess is trained without the transformer, which
             takes half of the time of a step.
-        guess_steps: when the transformer joins, first train the guess alone on what the backbone makes of the kept
-            views, computed once: fast like the lifting.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
@@ -97,11 +99,12 @@ class ImageTrainingConfig:
     validation: int = 500
     save_minutes: float = 4.0
     kept_views: int = 0
+    cut_copies: int = 1
     lifting_steps: int = 0
     lifting_batch: int = 256
     lifting_rate: float = 5e-4
-    transformer_from: float = 0.0
     guess_steps: int = 0
+    transformer_from: float = 0.0
     workers: int = 1
     threads: int = 0
     seed: int = 0
@@ -133,11 +136,8 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
     for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=True):
         _set_rates(optimizer, config, step)
-        joins = int(config.transformer_from * config.steps)
         for each in (model.module, average.module):
-            each.guess_only = step < joins
-        if config.guess_steps and step == joins:  # another model than before: its average begins anew
-            average.n_averaged.zero_()
+            each.guess_only = step < int(config.transformer_from * config.steps)
         losses = _losses(model, fabric.to_device(batch))
         optimizer.zero_grad()
         fabric.backward(torch.stack([*losses.values()]).sum())
@@ -165,8 +165,8 @@ def _check(config: ImageTrainingConfig) -> None:
     if config.kept_views and config.model.frozen_stages < 1:
         raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
     lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
-    if config.lifting_steps and not lifts:
-        raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
+    if max(config.lifting_steps, config.guess_steps) and not lifts:
+        raise VqhpsError("lifting_steps and guess_steps need kept_views, first_guess, and keypoints among the sources")
     if config.transformer_from and not config.model.first_guess:
         raise VqhpsError("transformer_from needs first_guess: before it, there would be nothing to train")
 
@@ -277,13 +277,16 @@ def _kept_batches(
             return trunk(model.normalise(crops.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu()
 
     store = store_features(shards.paths, features, *settings)
-    rows = np.flatnonzero(store.sample < len(shards) - config.validation)
+    trained = store.sample < len(shards) - config.validation
+    cut = (np.abs(store.keypoints2d).max(2) < 1).mean(1) < 0.75
+    rows = np.repeat(np.arange(len(store)), np.where(cut, config.cut_copies, 1) * trained)
     labels = functools.partial(store.labels, tokens=tokens)
-    if config.lifting_steps and start == 0:
-        _train_guess(model, config, labels, rows, config.lifting_steps)
-    for step in range(start, config.steps):
-        if config.guess_steps and step == int(config.transformer_from * config.steps):
+    if start == 0:
+        if config.lifting_steps:
+            _train_guess(model, config, labels, rows, config.lifting_steps)
+        if config.guess_steps:
             _train_guess(model, config, labels, rows, config.guess_steps, _see(model, store))
+    for step in range(start, config.steps):
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}

@@ -131,7 +131,9 @@ class EMAQuantizer(nn.Module):
             for book, samples in enumerate(self._grouped(latents)):
                 codes = samples[torch.randperm(len(samples))[: self.codebook.shape[1]]].clone()
                 for _ in range(rounds):
-                    nearest = torch.addmm(codes.square().sum(1), samples, codes.T, alpha=-2).argmin(1)
+                    norm = codes.square().sum(1)
+                    parts = samples.split(512)  # that the scores stay in the cache; min is faster than argmin
+                    nearest = torch.cat([torch.addmm(norm, x, codes.T, alpha=-2).min(1).indices for x in parts])
                     count = torch.bincount(nearest, minlength=len(codes))
                     total = torch.zeros_like(codes).index_add_(0, nearest, samples)
                     reborn = samples[torch.randint(len(samples), (len(codes),))]
