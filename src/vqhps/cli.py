@@ -314,6 +314,27 @@ class BenchPredict:
         return 0
 
 
+@dataclass
+class BenchTokenizer:
+    """Time the tokenizer's mesh convolutions in turns with the published order of operations, at equal weights.
+
+    On a sphere of SMPL's size (6890 -> 1925 -> 400 -> 54 vertices, neighbours as many as published) and on Anny; fails
+    if outputs or gradients differ. Takes some minutes and about 4 GB of memory, nearly all for the published order.
+    """
+
+    runs: int = 5
+    """Repetitions; medians are printed."""
+    quick: bool = False
+    """A miniature sphere only: to see that it works."""
+
+    def run(self) -> int:
+        """Print the timings as JSON."""
+        from vqhps.evaluation.tokenizer_speed import bench_tokenizer
+
+        print(json.dumps(bench_tokenizer(self.runs, self.quick), indent=1))
+        return 0
+
+
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
     "train tokenizer": TrainTokenizer,
@@ -324,6 +345,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "export": Export,
     "download": Download,
     "bench predict": BenchPredict,
+    "bench tokenizer": BenchTokenizer,
 }
 
 

@@ -21,15 +21,18 @@ class ConvNetwork(nn.Module):
         levels = len(config.sizes)
         widths = list(pairwise((3, *config.channels)))
 
+        counts = [len(mesh.get_buffer(f"conv_{level}")) for level in range(levels + 1)]
+
         def conv(level: int, c_in: int, c_out: int) -> MeshConv:
-            return MeshConv(mesh.get_buffer(f"conv_{level}"), c_in, c_out, config.bases)
+            return MeshConv(mesh.get_buffer(f"conv_{level}"), counts[level], c_in, c_out, config.bases)
 
         down: list[nn.Module] = []
         up: list[nn.Module] = [conv(levels, config.code_dim, config.channels[-1])]
         for level, (c_in, c_out) in enumerate(widths):
-            down += [conv(level, c_in, c_out), nn.ELU(), MeshPool(mesh.get_buffer(f"pool_{level}"))]
+            down += [conv(level, c_in, c_out), nn.ELU(), MeshPool(mesh.get_buffer(f"pool_{level}"), counts[level])]
         for level, (c_out, c_in) in reversed(list(enumerate(widths))):
-            up += [nn.ELU(), MeshPool(mesh.get_buffer(f"unpool_{level}")), conv(level, c_in, c_out)]
+            unpool = MeshPool(mesh.get_buffer(f"unpool_{level}"), counts[level + 1])
+            up += [nn.ELU(), unpool, conv(level, c_in, c_out)]
         self.encoder = nn.Sequential(*down, conv(levels, config.channels[-1], config.code_dim))
         self.decoder = nn.Sequential(*up)
 
