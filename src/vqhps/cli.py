@@ -319,7 +319,7 @@ class BenchTokenizer:
     """Time the tokenizer's mesh convolutions in turns with the published order of operations, at equal weights.
 
     On a sphere of SMPL's size (6890 -> 1925 -> 400 -> 54 vertices, neighbours as many as published) and on Anny; fails
-    if outputs or gradients differ. Takes some minutes and about 4 GB of memory, nearly all for the published order.
+    if outputs or gradients differ. Takes some minutes and about 6 GB of memory, nearly all for the published order.
     """
 
     runs: int = 5

@@ -4,6 +4,7 @@ Source: Bregier et al., "Human Mesh Modeling for Anny Body", 2025; PyPI package 
 """
 
 import functools
+import logging
 import warnings
 from typing import Literal
 
@@ -36,7 +37,8 @@ class AnnyBody:
             warnings.simplefilter("ignore")
             import warp
 
-            warp.config.quiet = True  # type: ignore[attr-defined]  # or its greeting goes to standard output
+            # Or its greeting goes to standard output: `log_level` from warp 1.19 on, `quiet` before.
+            warp.config.quiet, warp.config.log_level = True, logging.WARNING  # type: ignore[attr-defined]
             import anny
             from anny.models.model_data import TopologyConfig
 
