@@ -175,7 +175,8 @@ def _build(config: ImageTrainingConfig) -> VQHPS:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.backbone_from:
         model = VQHPS(config.model, tokenizer)
-        model.backbone.load_state_dict(load_checkpoint(Path(config.backbone_from), "vqhps").backbone.state_dict())
+        start: VQHPS = load_checkpoint(Path(config.backbone_from), "vqhps")  # type: ignore[assignment]
+        model.backbone.load_state_dict(start.backbone.state_dict())
         return model
     name = config.model.backbone
     weights = blazepose_models()[1] if name == "blazepose" else imagenet_weights(name)

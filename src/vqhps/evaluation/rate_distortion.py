@@ -23,7 +23,8 @@ from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
 from vqhps.tokenizer.networks import ComponentNetwork
 
 _BATCH = 512
-_CODE_DIM = {1: 3, 2: 4, 4: 6}  # of a depth: more bits a latent pay for more components
+_CODE_DIM = {1: 3, 2: 5, 4: 6}  # of a depth: more bits a latent pay for more components
+_WHOLE = ("latents", "codes", "depth", "code_dim", "bits")
 _MEAN_OF_RMS = math.sqrt(8 / (3 * math.pi))  # mean length of an isotropic normal error over its root mean square
 PUBLISHED = (486, 4.7)  # bits, mm: Mesh-VQ-VAE on SMPL and AMASS (VQ-HPS, ECCV 2024)
 
@@ -168,7 +169,14 @@ def _read(table: Path) -> list[Point]:
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     try:
-        return [Point(*(int(r[f.name]) if f.type is int else float(r[f.name]) for f in fields(Point))) for r in rows]
+        return [
+            Point(
+                **{name: int(r[name]) for name in _WHOLE},
+                pve_mm=float(r["pve_mm"]),
+                meshes_per_second=float(r["meshes_per_second"]),
+            )
+            for r in rows
+        ]
     except (KeyError, ValueError, TypeError) as error:
         raise VqhpsError(f"{table} is not a table of this command; move it away") from error
 
