@@ -43,8 +43,7 @@ class ImageTrainingConfig:
         shards: folder of prepared training shards.
         tokenizer: checkpoint of the tokenizer, or of an image model that holds it.
         out: folder of the run; a run found there goes on where it stopped.
-        backbone_from: checkpoint of an image model whose backbone, of the same kind, to start from instead of the
-            published weights.
+        start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
         model: settings of the image model.
         augment: strength of the augmentation.
         steps: training steps in all.
@@ -63,16 +62,13 @@ class ImageTrainingConfig:
         save_minutes: between saved states.
         kept_views: where the first part of the backbone is frozen (`frozen_stages`), compute it once on this many
             augmented crops of each sample and train on those, at `final_image_size`; 0 for new crops in every step.
-        cut_copies: how often kept crops count that show less than three quarters of the key points: people cut by the
-            frame are few and hard.
         lifting_steps: first train the model's first guess from true, disturbed key points alone, on the labels of the
             kept views, without images: some thousand samples a second.
         lifting_batch: samples a step of that.
-        lifting_rate: highest rate of that, as `learning_rate`.
-        guess_steps: then train the guess alone on what the backbone makes of the kept views, computed once: fast like
-            the lifting.
         transformer_from: share of the steps before which the first guess is trained without the transformer, which
             takes half of the time of a step.
+        guess_steps: when the transformer joins, first train the guess alone on what the backbone makes of the kept
+            views, computed once: fast like the lifting.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
@@ -81,7 +77,7 @@ class ImageTrainingConfig:
     shards: str
     tokenizer: str
     out: str = "runs/image-model"
-    backbone_from: str | None = None
+    start_from: str | None = None
     model: VQHPSConfig = VQHPSConfig()
     augment: AugmentConfig = AugmentConfig()
     steps: int = 5000
@@ -99,12 +95,10 @@ class ImageTrainingConfig:
     validation: int = 500
     save_minutes: float = 4.0
     kept_views: int = 0
-    cut_copies: int = 1
     lifting_steps: int = 0
     lifting_batch: int = 256
-    lifting_rate: float = 5e-4
-    guess_steps: int = 0
     transformer_from: float = 0.0
+    guess_steps: int = 0
     workers: int = 1
     threads: int = 0
     seed: int = 0
@@ -136,8 +130,11 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="image model", mininterval=2)
     for step, batch in zip(bar, batches(config, shards, tokens, start, model.module), strict=True):
         _set_rates(optimizer, config, step)
+        joins = int(config.transformer_from * config.steps)
         for each in (model.module, average.module):
-            each.guess_only = step < int(config.transformer_from * config.steps)
+            each.guess_only = step < joins
+        if config.guess_steps and step == joins:  # another model than before: its average begins anew
+            average.n_averaged.zero_()
         losses = _losses(model, fabric.to_device(batch))
         optimizer.zero_grad()
         fabric.backward(torch.stack([*losses.values()]).sum())
@@ -165,19 +162,19 @@ def _check(config: ImageTrainingConfig) -> None:
     if config.kept_views and config.model.frozen_stages < 1:
         raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
     lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
-    if max(config.lifting_steps, config.guess_steps) and not lifts:
-        raise VqhpsError("lifting_steps and guess_steps need kept_views, first_guess, and keypoints among the sources")
+    if config.lifting_steps and not lifts:
+        raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
     if config.transformer_from and not config.model.first_guess:
         raise VqhpsError("transformer_from needs first_guess: before it, there would be nothing to train")
 
 
 def _build(config: ImageTrainingConfig) -> VQHPS:
-    tokenizer = load_tokenizer(config.tokenizer)
-    if config.backbone_from:
-        model = VQHPS(config.model, tokenizer)
-        start: VQHPS = load_checkpoint(Path(config.backbone_from), "vqhps")  # type: ignore[assignment]
-        model.backbone.load_state_dict(start.backbone.state_dict())
+    if config.start_from:
+        start = load_checkpoint(Path(config.start_from), "vqhps")
+        model = VQHPS(config.model, start.tokenizer)  # type: ignore[arg-type]
+        model.load_state_dict(start.state_dict())
         return model
+    tokenizer = load_tokenizer(config.tokenizer)
     name = config.model.backbone
     weights = blazepose_models()[1] if name == "blazepose" else imagenet_weights(name)
     if weights is None:
@@ -272,31 +269,18 @@ def _kept_batches(
     key = feature_key(trunk, size, config.augment, config.kept_views)
     settings = (key, size, config.augment, config.kept_views, config.workers)
     device = next(model.parameters()).device
-
-    def features(crops: Tensor) -> Tensor:
-        with _autocast(config, device):
-            return trunk(model.normalise(crops.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu()
-
-    store = store_features(shards.paths, features, *settings)
-    trained = store.sample < len(shards) - config.validation
-    cut = (np.abs(store.keypoints2d).max(2) < 1).mean(1) < 0.75
-    rows = np.repeat(np.arange(len(store)), np.where(cut, config.cut_copies, 1) * trained)
+    store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops.to(device))).cpu(), *settings)
+    rows = np.flatnonzero(store.sample < len(shards) - config.validation)
     labels = functools.partial(store.labels, tokens=tokens)
-    if start == 0:
-        if config.lifting_steps:
-            _train_guess(model, config, labels, rows, config.lifting_steps)
-        if config.guess_steps:
-            _train_guess(model, config, labels, rows, config.guess_steps, _see(model, store))
+    if config.lifting_steps and start == 0:
+        _train_guess(model, config, labels, rows, config.lifting_steps)
     for step in range(start, config.steps):
+        if config.guess_steps and step == int(config.transformer_from * config.steps):
+            _train_guess(model, config, labels, rows, config.guess_steps, _see(model, store))
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
         yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
-
-
-def _autocast(config: ImageTrainingConfig, device: torch.device) -> torch.autocast:
-    """The precision of the run for what Fabric does not call."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16"))
 
 
 def _train_guess(
@@ -323,7 +307,7 @@ def _train_guess(
     bar = tqdm(range(steps), desc="lifting" if seen is None else "guess", mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = config.lifting_rate * rate_share(step, config.warmup, steps)
+            group["lr"] = config.learning_rate * rate_share(step, config.warmup, steps)
         chosen = rng.choice(rows, config.lifting_batch)
         batch = {name: value.to(device) for name, value in labels(chosen).items()}
         batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
@@ -332,9 +316,7 @@ def _train_guess(
             vector, found = (values[chosen].to(device).float() for values in seen)
             told = torch.rand(len(found), 1, 1, device=device) < config.model.hints
             shown = torch.where(told, shown, found)
-        with _autocast(config, device):
-            output = model.lift(shown, vector)
-        losses = model.loss(output, batch)
+        losses = model.loss(model.lift(shown, vector), batch)
         optimizer.zero_grad()
         torch.stack([*losses.values()]).sum().backward()
         optimizer.step()

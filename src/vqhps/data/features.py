@@ -78,11 +78,6 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._shard)
 
-    @property
-    def keypoints2d(self) -> Float[np.ndarray, "N 17 2"]:
-        """Of all crops, in crop coordinates."""
-        return self._labels["keypoints2d"]
-
     def labels(self, chosen: Int[np.ndarray, "B"], tokens: Int[np.ndarray, "N 2 T"]) -> dict[str, Tensor]:
         """The labels of some crops as `CropDataset` has them.
 

@@ -29,7 +29,7 @@ class MeshVQVAEConfig:
         neighbours: conv: of a vertex in a convolution.
         components: components: principal components of the decoded mesh.
         width: components: of the residual MLPs.
-        blocks: components: residual blocks on each side; 0 for principal components alone.
+        blocks: components: residual blocks on each side.
         decay: of the codebook's moving averages.
     """
 

@@ -59,10 +59,7 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def _mlp(c_in: int, width: int, blocks: int, c_out: int) -> nn.Sequential | None:
-    """Zero at first; None without blocks."""
-    if not blocks:
-        return None
+def _mlp(c_in: int, width: int, blocks: int, c_out: int) -> nn.Sequential:
     last = nn.Linear(width, c_out)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -75,7 +72,7 @@ class ComponentNetwork(nn.Module):
     The linear part is principal component analysis of the training bodies. Token t carries the components t, 2T-1-t,
     2T+t, ...: a strong one with weak ones, so that its codebook can give each the share of its bits that lowers the
     error; pairs in order of strength, 1-2, 3-4, would waste theirs on the weak pairs.
-    Residual MLPs on both sides, zero at first, may learn what is not linear.
+    Residual MLPs on both sides, zero at first, learn what is not linear.
 
     Latents are in metres: a unit of latent moves the vertices by one metre root mean square.
     """
@@ -113,16 +110,11 @@ class ComponentNetwork(nn.Module):
     def encode(self, offsets: Float[Tensor, "B V 3"]) -> Float[Tensor, "B T D"]:
         """Latents of vertex offsets from the template, metres."""
         strength = ((offsets - self.mean) * self.scale).flatten(1) @ self.basis
-        latents = strength[:, self.order]
-        if self.encoder is not None:
-            learned = self.encoder(strength / self.deviation).unflatten(1, self.order.shape)
-            latents = latents + learned * self.deviation[self.order]
-        return latents
+        learned = self.encoder(strength / self.deviation).unflatten(1, self.order.shape)
+        return strength[:, self.order] + learned * self.deviation[self.order]
 
     def decode(self, codes: Float[Tensor, "B T D"]) -> Float[Tensor, "B V 3"]:
         """Vertex offsets from the template, metres."""
-        strength = torch.zeros_like(self.deviation).expand(len(codes), -1)
-        if self.decoder is not None:
-            strength = self.decoder((codes / self.deviation[self.order]).flatten(1)) * self.deviation
+        strength = self.decoder((codes / self.deviation[self.order]).flatten(1)) * self.deviation
         strength = strength.index_add(1, self.order.flatten(), codes.flatten(1))
         return (strength @ self.basis.T).unflatten(1, self.mean.shape) / self.scale + self.mean
