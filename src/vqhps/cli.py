@@ -79,6 +79,28 @@ class Predict:
         return 2 if failed else 0
 
 
+@dataclass
+class Tokenize:
+    """Write a body mesh as discrete tokens (in.obj, .glb or .npz -o tokens.json), or tokens as a mesh."""
+
+    source: tyro.conf.Positional[Path]
+    """Mesh of the tokenizer's body (.obj, .glb, .npz), or tokens (.json)."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The other of the two."""
+    bundle: Path | None = None
+    """Folder of an exported tokenizer; the shipped one by default."""
+
+    def run(self) -> int:
+        """Print how far the tokens are from each mesh."""
+        from vqhps.runtime.tokenizer import MeshTokenizer, default_tokenizer
+        from vqhps.runtime.tokens import convert
+
+        tokenizer = MeshTokenizer.load(self.bundle) if self.bundle else default_tokenizer()
+        distances = convert(tokenizer, self.source, self.out).distance_mm
+        print(f"{self.source} -> {self.out}: {', '.join(f'{d:.1f} mm' for d in distances)} between mesh and tokens")
+        return 0
+
+
 @contextlib.contextmanager
 def _progress(count: int) -> Any:
     """A progress bar where there is more than one photo and somebody looks."""
@@ -230,9 +252,11 @@ class Export:
     """Turn a checkpoint into an ONNX bundle, checked against torch before it is written."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """Folder of the image model."""
+    """Folder of an image model or a tokenizer."""
     out: Path
     """Folder of the bundle."""
+    tokenizer: bool = False
+    """Export the tokenizer that an image model holds instead of the model."""
     input_size: int | None = None
     """Side of the crops, px; by default what the backbone needs, or 224."""
     training_data: str = "unknown"
@@ -244,8 +268,15 @@ class Export:
 
         from vqhps.checkpoint import load_checkpoint
         from vqhps.export import ExportConfig, export_bundle
+        from vqhps.export_tokenizer import export_tokenizer
+        from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 
         model: Any = load_checkpoint(self.checkpoint)
+        if self.tokenizer or isinstance(model, MeshVQVAE):
+            tokenizer = model if isinstance(model, MeshVQVAE) else model.tokenizer
+            report = export_tokenizer(tokenizer, self.out, self.training_data)
+            print(json.dumps(asdict(report), indent=1))
+            return 0
         size = self.input_size or model.backbone.input_size or 224
         config = ExportConfig(input_size=size, training_data=self.training_data)
         print(json.dumps(asdict(export_bundle(model, self.out, config)), indent=1))
@@ -288,6 +319,7 @@ class BenchPredict:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
+    "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,
     "evaluate": Evaluate,

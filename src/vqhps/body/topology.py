@@ -108,7 +108,8 @@ def farthest_points(distance: Float[np.ndarray, "V V"], count: int) -> Int[np.nd
 def upsampler(
     full: "AnnyBody", coarse: "AnnyBody", neighbours: int = 12, bodies: int = 96
 ) -> tuple[Int[np.ndarray, "V N"], Float[np.ndarray, "V N"]]:
-    """Each full vertex as a linear blend of coarse vertices that move with it.
+    """Each full vertex as a linear blend of coarse vertices that move with it, or, given the bodies the other way round,
+    each coarse vertex as a blend of full ones.
 
     Neighbours are the nearest in position and skinning weights together, so that no finger borrows from the next one;
     the weights are a ridge regression over random bodies and sum to one.
@@ -116,7 +117,7 @@ def upsampler(
     Returns:
         indices into the coarse mesh, and weights; `upsample` applies them.
     """
-    blend = [np.concatenate([b.template, 0.1 * _bone_weights(b)], 1) for b in (full, coarse)]
+    blend = [np.concatenate([b.template, 0.1 * bone_weights(b)], 1) for b in (full, coarse)]
     indices = cKDTree(blend[1]).query(blend[0], neighbours)[1]
     rng = np.random.default_rng(0)
     pose = random_pose(bodies, len(full.bone_names), rng)
@@ -147,7 +148,8 @@ def random_pose(
     return torch.from_numpy(matrices.reshape(count, bones, 3, 3).astype(np.float32))
 
 
-def _bone_weights(body: "AnnyBody") -> Float[np.ndarray, "V K"]:
+def bone_weights(body: "AnnyBody") -> Float[np.ndarray, "V K"]:
+    """How much each vertex follows each bone."""
     indices, weights = body.model.vertex_bone_indices.numpy(), body.model.vertex_bone_weights.numpy()
     dense = np.zeros((len(indices), len(body.bone_names)), np.float32)
     np.add.at(dense, (np.arange(len(indices))[:, None], indices), weights)

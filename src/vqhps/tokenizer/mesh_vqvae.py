@@ -72,6 +72,14 @@ class BodyMesh(nn.Module):
         }
 
 
+def blend(
+    vertices: Float[Tensor, "B Vi 3"], indices: Int[Tensor, "V N"], weights: Float[Tensor, "V N"]
+) -> Float[Tensor, "B V 3"]:
+    """Each vertex as a weighted sum of N others; vertex first, so that whole rows are gathered."""
+    rows = vertices.transpose(0, 1).flatten(1).index_select(0, indices.flatten()).unflatten(0, indices.shape)
+    return torch.bmm(weights[:, None], rows).view(len(indices), -1, 3).transpose(0, 1)
+
+
 class MeshVQVAE(nn.Module):
     """Tokenizer of canonical body meshes.
 
@@ -129,9 +137,7 @@ class MeshVQVAE(nn.Module):
 
     def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]:
         """Full mesh from the coarse one."""
-        indices = self.mesh.get_buffer("upsample_indices")
-        near = coarse.index_select(1, indices.flatten()).unflatten(1, indices.shape)
-        return torch.einsum("vn,bvnc->bvc", self.mesh.get_buffer("upsample_weights"), near)
+        return blend(coarse, self.mesh.get_buffer("upsample_indices"), self.mesh.get_buffer("upsample_weights"))
 
     def forward(
         self, vertices: Float[Tensor, "B Vc 3"]
