@@ -148,15 +148,20 @@ class Recipe:
 
 @dataclass
 class TrainTokenizer(Recipe):
-    """Train a Mesh-VQ-VAE; a stopped run goes on where it stopped."""
+    """Train a Mesh-VQ-VAE, on the default body or on your meshes; a stopped run goes on where it stopped."""
 
     recipe: str = "tokenizer"
+    meshes: Path | None = None
+    """Registered meshes (.npz of vertices and faces), instead of the recipe's data."""
 
     def run(self) -> int:
         """Print the checkpoint."""
+        import dataclasses
+
         from vqhps.training import TokenizerTrainingConfig, train_tokenizer
 
-        print(train_tokenizer(self.load(TokenizerTrainingConfig, "data_root")))
+        config = self.load(TokenizerTrainingConfig, "data_root")
+        print(train_tokenizer(dataclasses.replace(config, meshes=str(self.meshes)) if self.meshes else config))
         return 0
 
 
@@ -181,7 +186,7 @@ class Evaluate:
     data: tyro.conf.Positional[Literal["synthetic-test", "coco-free", "tokenizer", "detector"]]
     """synthetic-test and coco-free measure an image model."""
     root: Path
-    """Folder of the shards, of the photos, or (tokenizer) the one that holds mocap/."""
+    """Folder of the shards, of the photos, or (tokenizer) the one that holds mocap/; or .npz of meshes."""
     bundle: Path | None = None
     """ONNX bundle of an image model; the shipped one by default."""
     checkpoint: Path | None = None
@@ -190,6 +195,8 @@ class Evaluate:
     """Measure the prediction that is always the mean body instead of a model."""
     out: Path | None = None
     """Folder for results.csv (a row a sample) and results.json."""
+    figures: Path | None = None
+    """Folder for pictures of what a tokenizer gets wrong and of what its tokens govern."""
 
     def run(self) -> int:
         """Print the summary as JSON."""
@@ -207,7 +214,7 @@ class Evaluate:
 
             if self.checkpoint is None:
                 raise VqhpsError("name the tokenizer with --checkpoint")
-            return evaluate_tokenizer(self.checkpoint, self.root, self.out)
+            return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures)
         from vqhps.data.sample import Shards, find_shards
         from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_synthetic, mean_body_model
         from vqhps.runtime.bundle import Bundle, default_bundle

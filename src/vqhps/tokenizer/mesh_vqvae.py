@@ -1,6 +1,6 @@
 """Mesh-VQ-VAE: a body mesh as a few discrete tokens (VQ-HPS, ECCV 2024, section 3.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +61,7 @@ class BodyMesh(nn.Module):
             self.register_buffer(name, value)
 
     @staticmethod
-    def level_tensors(levels: list[Level]) -> dict[str, Tensor]:
+    def level_tensors(levels: Sequence[Level]) -> dict[str, Tensor]:
         """The hierarchy in the form the constructor takes."""
         parts = ("conv", "pool", "unpool")
         return {
