@@ -37,10 +37,10 @@ class TokenizerTrainingConfig:
 
     Attributes:
         data_root: folder that holds `mocap/`, to train the default body.
-        meshes: `.npz` of registered meshes to train on instead: `vertices` (N, V, 3) and `faces` (F, 3).
-        connections: folder of published connection matrices for `meshes`; computed from the faces by default.
         out: folder of the run; a run found there goes on where it stopped.
         model: settings of the tokenizer.
+        meshes: `.npz` of registered meshes to train on instead: `vertices` (N, V, 3) and `faces` (F, 3).
+        connections: folder of published connection matrices for `meshes`; computed from the faces by default.
         steps: training steps in all.
         batch_size: bodies a step.
         learning_rate: highest rate of Adam; rises over `warmup` steps and falls to zero as a cosine.
@@ -55,10 +55,10 @@ class TokenizerTrainingConfig:
     """
 
     data_root: str = ""
-    meshes: str = ""
-    connections: str = ""
     out: str = "runs/tokenizer"
     model: MeshVQVAEConfig = MeshVQVAEConfig()
+    meshes: str = ""
+    connections: str = ""
     steps: int = 10000
     batch_size: int = 256
     learning_rate: float = 5e-4
