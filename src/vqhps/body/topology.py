@@ -85,7 +85,7 @@ def _nearest(
 
 def _chunks(rows: Int[np.ndarray, "R"]) -> list[Int[np.ndarray, "r"]]:
     """Some rows at a time, to bound the memory of what is made of each."""
-    return np.array_split(rows, len(rows) // 256 + 1)
+    return np.array_split(rows, len(rows) // 1024 + 1)
 
 
 def geodesic_distances(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V V"]:
