@@ -166,3 +166,22 @@ def test_procrustes_never_mirrors():
     for a, s in zip(aligned, source, strict=True):
         linear, *_ = np.linalg.lstsq(s - s.mean(0), a - a.mean(0), rcond=None)
         assert np.linalg.det(linear) > 0
+
+
+def test_fit_rotation_against_roma():
+    rng = np.random.default_rng(3)
+    source, target, weight = rng.normal(size=(4, 30, 3)), rng.normal(size=(4, 30, 3)), rng.random(30)
+    found = geometry.fit_rotation(source, target, weight)
+    weights = torch.from_numpy(weight).expand(4, -1)
+    expected, _ = roma.rigid_points_registration(torch.from_numpy(source), torch.from_numpy(target), weights)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(found), 1)
+
+
+def test_fit_rotation_follows_the_points_that_weigh():
+    rng = np.random.default_rng(4)
+    turn = Rotation.random(2, rng=rng).as_matrix()
+    source = rng.normal(size=(1, 30, 3))
+    target = source @ turn.transpose(0, 2, 1) + [1.0, 2.0, 3.0]
+    target[:, 10:] = rng.normal(size=(2, 20, 3))
+    np.testing.assert_allclose(geometry.fit_rotation(source, target, np.arange(30) < 10), turn, atol=1e-9)

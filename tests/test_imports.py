@@ -24,6 +24,7 @@ ALLOWED = {
     "training": _TRAINING | {"training_state"},
     "training_image": _TRAINING | {"training_state"},
     "export": _TRAINING,
+    "export_tokenizer": _TRAINING | {"export"},
     "app": _PURE | {"runtime"},
 }  # fmt: skip
 """What each part may import, besides itself; `cli` and `__init__` may import everything."""

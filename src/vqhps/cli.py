@@ -79,6 +79,28 @@ class Predict:
         return 2 if failed else 0
 
 
+@dataclass
+class Tokenize:
+    """Write a body mesh as discrete tokens (in.obj, .glb or .npz -o tokens.json), or tokens as a mesh."""
+
+    source: tyro.conf.Positional[Path]
+    """Mesh of the tokenizer's body (.obj, .glb, .npz), or tokens (.json)."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The other of the two."""
+    bundle: Path | None = None
+    """Folder of an exported tokenizer; the shipped one by default."""
+
+    def run(self) -> int:
+        """Print how far the tokens are from each mesh."""
+        from vqhps.runtime.tokenizer import MeshTokenizer, default_tokenizer
+        from vqhps.runtime.tokens import convert
+
+        tokenizer = MeshTokenizer.load(self.bundle) if self.bundle else default_tokenizer()
+        distances = convert(tokenizer, self.source, self.out).distance_mm
+        print(f"{self.source} -> {self.out}: {', '.join(f'{d:.1f} mm' for d in distances)} between mesh and tokens")
+        return 0
+
+
 @contextlib.contextmanager
 def _progress(count: int) -> Any:
     """A progress bar where there is more than one photo and somebody looks."""
@@ -126,15 +148,20 @@ class Recipe:
 
 @dataclass
 class TrainTokenizer(Recipe):
-    """Train a Mesh-VQ-VAE; a stopped run goes on where it stopped."""
+    """Train a Mesh-VQ-VAE, on the default body or on your meshes; a stopped run goes on where it stopped."""
 
     recipe: str = "tokenizer"
+    meshes: Path | None = None
+    """Registered meshes (.npz of vertices and faces), instead of the recipe's data."""
 
     def run(self) -> int:
         """Print the checkpoint."""
+        import dataclasses
+
         from vqhps.training import TokenizerTrainingConfig, train_tokenizer
 
-        print(train_tokenizer(self.load(TokenizerTrainingConfig, "data_root")))
+        config = self.load(TokenizerTrainingConfig, "data_root")
+        print(train_tokenizer(dataclasses.replace(config, meshes=str(self.meshes)) if self.meshes else config))
         return 0
 
 
@@ -159,7 +186,7 @@ class Evaluate:
     data: tyro.conf.Positional[Literal["synthetic-test", "coco-free", "tokenizer", "detector"]]
     """synthetic-test and coco-free measure an image model."""
     root: Path
-    """Folder of the shards, of the photos, or (tokenizer) the one that holds mocap/."""
+    """Folder of the shards, of the photos, or (tokenizer) the one that holds mocap/; or .npz of meshes."""
     bundle: Path | None = None
     """ONNX bundle of an image model; the shipped one by default."""
     checkpoint: Path | None = None
@@ -168,6 +195,8 @@ class Evaluate:
     """Measure the prediction that is always the mean body instead of a model."""
     out: Path | None = None
     """Folder for results.csv (a row a sample) and results.json."""
+    figures: Path | None = None
+    """Folder for pictures of what a tokenizer gets wrong and of what its tokens govern."""
 
     def run(self) -> int:
         """Print the summary as JSON."""
@@ -185,7 +214,7 @@ class Evaluate:
 
             if self.checkpoint is None:
                 raise VqhpsError("name the tokenizer with --checkpoint")
-            return evaluate_tokenizer(self.checkpoint, self.root, self.out)
+            return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures)
         from vqhps.data.sample import Shards, find_shards
         from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_synthetic, mean_body_model
         from vqhps.runtime.bundle import Bundle, default_bundle
@@ -258,9 +287,11 @@ class Export:
     """Turn a checkpoint into an ONNX bundle, checked against torch before it is written."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """Folder of the image model."""
+    """Folder of an image model or a tokenizer."""
     out: Path
     """Folder of the bundle."""
+    tokenizer: bool = False
+    """Export the tokenizer that an image model holds instead of the model."""
     input_size: int | None = None
     """Side of the crops, px; by default what the backbone needs, or 224."""
     training_data: str = "unknown"
@@ -272,8 +303,15 @@ class Export:
 
         from vqhps.checkpoint import load_checkpoint
         from vqhps.export import ExportConfig, export_bundle
+        from vqhps.export_tokenizer import export_tokenizer
+        from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 
         model: Any = load_checkpoint(self.checkpoint)
+        if self.tokenizer or isinstance(model, MeshVQVAE):
+            tokenizer = model if isinstance(model, MeshVQVAE) else model.tokenizer
+            report = export_tokenizer(tokenizer, self.out, self.training_data)
+            print(json.dumps(asdict(report), indent=1))
+            return 0
         size = self.input_size or model.backbone.input_size or 224
         config = ExportConfig(input_size=size, training_data=self.training_data)
         print(json.dumps(asdict(export_bundle(model, self.out, config)), indent=1))
@@ -337,6 +375,7 @@ class BenchTokenizer:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
+    "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,
     "evaluate": Evaluate,

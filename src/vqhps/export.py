@@ -1,10 +1,11 @@
 """Torch model -> ONNX bundle, checked against torch before anything is written."""
 
+import contextlib
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,53 +115,75 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
         "keypoints" in model.config.sources and not model.backbone.finds_keypoints
     ):
         raise VqhpsError(f"a bundle's one input is an image; this model is given {', '.join(model.config.sources)}")
-    if out.exists() and not (out / "bundle.json").is_file():
-        raise VqhpsError(f"{out} exists and is no bundle: name another folder")
     graph = BundleGraph(model.cpu().eval()).eval()
     crops = check_crops(photos, config.input_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with staged_folder(out, "bundle.json") as staging:
         _write_metadata(staging, model, config)
         single = staging / "model.onnx"
-        trace(graph, config.input_size, single)
+        example = torch.zeros(2, 3, config.input_size, config.input_size)
+        trace(graph, {"image": example}, OUTPUTS, single)
         with torch.no_grad():
             images = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
             expected = BundleOutput(*(x.numpy() for x in graph(images)))
         single_mm = check_equal(Bundle.load(staging), crops, expected)
         halve_weights(single, keep=[b.numpy() for b in model.buffers() if b.numel() < _MAX_KEPT])
         report = _check_half(Bundle.load(staging), crops, expected, single_mm, single.stat().st_size)
+    logger.info("wrote %s: %s", out, asdict(report))
+    return report
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path, mark: str) -> Iterator[Path]:
+    """Give an empty folder beside `out` to write to, which replaces `out` at the end if all went well.
+
+    Args:
+        out: the folder.
+        mark: file that an existing `out` must hold to be replaced.
+
+    Raises:
+        VqhpsError: `out` exists and is something else.
+    """
+    if out.exists() and not (out / mark).is_file():
+        raise VqhpsError(f"{out} exists and is no bundle: name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield staging
         if out.exists():
             shutil.rmtree(out)
         staging.chmod(0o755)
         staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    logger.info("wrote %s: %s", out, asdict(report))
-    return report
 
 
-def trace(graph: nn.Module, input_size: int, path: Path) -> None:
-    """Write a module as one ONNX file with a free batch size.
+def trace(graph: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], path: Path) -> None:
+    """Write a module of one input as one ONNX file with a free batch size.
+
+    Args:
+        graph: in eval mode.
+        example: its input by name.
+        outputs: names for what it returns.
+        path: of the file.
 
     Raises:
         VqhpsError: torch cannot trace the model.
     """
-    example = torch.zeros(2, 3, input_size, input_size)
+    name = next(iter(example))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's exporter warns about its own insides
             torch.onnx.export(
                 graph,
-                (example,),
+                tuple(example.values()),
                 path,
-                input_names=["image"],
-                output_names=list(OUTPUTS),
+                input_names=[name],
+                output_names=list(outputs),
                 opset_version=_OPSET,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=4096)}},
+                dynamic_shapes={name: {0: torch.export.Dim("N", min=1, max=4096)}},
             )
     except Exception as error:  # the exporter has no common error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -146,16 +146,33 @@ def procrustes(source: Array, target: Array) -> Array:
         (B, P, 3) aligned copy of `source`; never mirrored.
     """
     xp = array_namespace(source)
-    source_mean = xp.mean(source, axis=1, keepdims=True)
     target_mean = xp.mean(target, axis=1, keepdims=True)
-    x, y = source - source_mean, target - target_mean
-    u, s, vh = xp.linalg.svd(xp.matrix_transpose(x) @ y, full_matrices=False)
+    x, y = source - xp.mean(source, axis=1, keepdims=True), target - target_mean
+    turned = rotate(fit_rotation(x, y), x)
+    scale = xp.sum(turned * y, axis=(1, 2)) / xp.clip(xp.sum(x * x, axis=(1, 2)), 1e-12)
+    return scale[:, None, None] * turned + target_mean
+
+
+def fit_rotation(source: Array, target: Array, weight: Array | None = None) -> Array:
+    """Rotation that brings points closest to others once both are centred (Kabsch, Acta Cryst. 1976).
+
+    Args:
+        source: (B, P, 3).
+        target: (B, P, 3).
+        weight: (P,) of each point's squared distance, not all zero; all alike by default.
+
+    Returns:
+        (B, 3, 3), acting on column vectors: source -> target; never a mirror.
+    """
+    xp = array_namespace(source, target)
+    share = xp.ones_like(target[0, :, :1]) if weight is None else weight[:, None]
+    share = share / xp.sum(share)
+    x = source - xp.sum(share * source, axis=1, keepdims=True)
+    y = target - xp.sum(share * target, axis=1, keepdims=True)
+    u, _, vh = xp.linalg.svd(xp.matrix_transpose(share * y) @ x, full_matrices=False)
     sign = xp.sign(xp.linalg.det(u @ vh))
     flip = xp.stack([xp.ones_like(sign), xp.ones_like(sign), sign], axis=-1)
-    rotation = (u * flip[:, None, :]) @ vh
-    variance = xp.sum(x * x, axis=(1, 2))
-    scale = xp.sum(s * flip, axis=-1) / xp.clip(variance, 1e-12)
-    return scale[:, None, None] * (x @ rotation) + target_mean
+    return (u * flip[:, None, :]) @ vh
 
 
 def ray_rotation(center: Array, focal: Array, principal: Array) -> Array:

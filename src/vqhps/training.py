@@ -13,16 +13,22 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from vqhps.body.connections import read_connections
 from vqhps.checkpoint import CheckpointCard, save_checkpoint
 from vqhps.data.bodies import BodyStream, test_bodies
+from vqhps.data.meshes import MeshFile
 from vqhps.data.mocap import SOURCES, Source, load_poses
+from vqhps.errors import VqhpsError
 from vqhps.evaluation.tokenizer import tokenizer_errors
-from vqhps.tokenizer.build import anny_tokenizer
+from vqhps.tokenizer.build import anny_tokenizer, registered_tokenizer
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
 from vqhps.tokenizer.networks import ComponentNetwork
 from vqhps.training_state import rate_share, resume_state, save_state
 
 log = logging.getLogger(__name__)
+
+_FIRST = 32  # batches of 512 bodies that codes are placed by, and components found from ...
+_MAX_NUMBERS = 32 * 512 * 1229 * 3  # ... as far as memory allows: as many coordinates as the default body has
 
 
 @dataclass(frozen=True)
@@ -30,26 +36,30 @@ class TokenizerTrainingConfig:
     """A run of `vqhps train tokenizer`.
 
     Attributes:
-        data_root: folder that holds `mocap/`.
+        data_root: folder that holds `mocap/`, to train the default body.
         out: folder of the run; a run found there goes on where it stopped.
         model: settings of the tokenizer.
+        meshes: `.npz` of registered meshes to train on instead: `vertices` (N, V, 3) and `faces` (F, 3).
+        connections: folder of published connection matrices for `meshes`; computed from the faces by default.
         steps: training steps in all.
         batch_size: bodies a step.
         learning_rate: highest rate of Adam; rises over `warmup` steps and falls to zero as a cosine.
         warmup: steps.
         commitment: weight of the commitment loss.
-        children: bodies of all ages instead of adults only.
-        jitter: random turn of every bone, radians an axis.
-        sources: motion sets to train on.
-        evaluate_every: steps between evaluations on the held-out subjects.
+        children: default body: all ages instead of adults only.
+        jitter: default body: random turn of every bone, radians an axis.
+        sources: default body: motion sets to train on.
+        evaluate_every: steps between evaluations on the held-out bodies.
         save_minutes: between saved states.
         seed: of everything random.
         threads: of the processor; 0 for all.
     """
 
-    data_root: str
+    data_root: str = ""
     out: str = "runs/tokenizer"
     model: MeshVQVAEConfig = MeshVQVAEConfig()
+    meshes: str = ""
+    connections: str = ""
     steps: int = 10000
     batch_size: int = 256
     learning_rate: float = 5e-4
@@ -65,19 +75,20 @@ class TokenizerTrainingConfig:
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
-    """Train a Mesh-VQ-VAE on the default body; a stopped run goes on exactly.
+    """Train a Mesh-VQ-VAE on the default body or on registered meshes; a stopped run goes on exactly.
 
-    Returns: the checkpoint, `out/checkpoint`. `out/log.jsonl` keeps the errors on the held-out subjects.
+    Returns: the checkpoint, `out/checkpoint`. `out/log.jsonl` keeps the errors on the held-out bodies.
+
+    Raises:
+        VqhpsError: the meshes or connections cannot be used, or `out` holds another run.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.seed_everything(config.seed)
-    stream = BodyStream(
-        load_poses(Path(config.data_root), "train", 0.06, config.sources), config.children, config.jitter
-    )
-    model = anny_tokenizer(config.model)
+    bodies = _bodies(config)
+    stream, model = bodies.stream, bodies.model
     if not (out / "state.pt").exists():
         _initialise(model, stream, config.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
@@ -85,7 +96,6 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     modules = {"model": model, "average": average}
     start = resume_state(out, config, modules, optimizer)
     model, optimizer = fabric.setup(model, optimizer)
-    coarse, full, _ = test_bodies(Path(config.data_root))
     saved = time.monotonic()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="tokenizer", mininterval=2)
     for step in bar:
@@ -101,11 +111,38 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         bar.set_postfix_str(f"{1000 * distance.item():.2f} mm", refresh=False)
         last = step + 1 == config.steps
         if (step + 1) % config.evaluate_every == 0 or last:
-            _report(out, step + 1, _averaged(model.module, average), coarse, full)
+            _report(out, step + 1, _averaged(model.module, average), bodies)
         if time.monotonic() - saved > 60 * config.save_minutes or last:
             save_state(out, config, step + 1, modules, optimizer)
             saved = time.monotonic()
-    return _finish(out, config, _averaged(model.module, average), coarse, full)
+    return _finish(out, config, _averaged(model.module, average), bodies)
+
+
+@dataclass(frozen=True)
+class _Bodies:
+    """What to train: an untrained model, what it sees, and held-out bodies, coarse and full."""
+
+    stream: BodyStream | MeshFile
+    model: MeshVQVAE
+    coarse: Tensor
+    full: Tensor
+    name: str
+    held_out: str
+
+
+def _bodies(config: TokenizerTrainingConfig) -> _Bodies:
+    if config.meshes:
+        file = MeshFile.open(Path(config.meshes))
+        levels = read_connections(Path(config.connections)) if config.connections else ()
+        if config.model.network == "components" and file.training_count <= config.model.components:
+            least = config.model.components
+            raise VqhpsError(f"{file.path}: {least} components need more than {least} meshes to train on")
+        model, held = registered_tokenizer(config.model, file.template, file.faces, levels), file.held_out()
+        return _Bodies(file, model, held, held, file.path.stem, "held-out meshes")
+    root = Path(config.data_root)
+    stream = BodyStream(load_poses(root, "train", 0.06, config.sources), config.children, config.jitter)
+    coarse, full, _ = test_bodies(root)
+    return _Bodies(stream, anny_tokenizer(config.model), coarse, full, "anny", "held-out CMU subjects")
 
 
 def _losses(model: Any, vertices: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,14 +151,17 @@ def _losses(model: Any, vertices: Tensor) -> tuple[Tensor, Tensor]:
     return ((rebuilt - vertices).norm(dim=-1) * model.mesh.get_buffer("weight")).sum(1).mean(), commitment
 
 
-def _initialise(model: MeshVQVAE, stream: BodyStream, seed: int) -> None:
+def _initialise(model: MeshVQVAE, stream: BodyStream | MeshFile, seed: int) -> None:
     """Start from what needs no training: principal components, and codes placed by k-means."""
-    offsets = torch.cat([stream.batch(512, (seed, 0, i)) for i in range(32)]) - model.mesh.get_buffer("template")
+    template = model.mesh.get_buffer("template")
     if isinstance(model.network, ComponentNetwork):
+        count = max(1, min(_FIRST, _MAX_NUMBERS // (512 * template.numel())))
+        offsets = torch.cat([stream.batch(512, (seed, 0, i)) for i in range(count)]) - template
         log.info("principal components of %d bodies", len(offsets))
         model.network.initialise(offsets, model.mesh.get_buffer("weight"))
     with torch.no_grad():
-        latents = torch.cat([model.network.encode(part) for part in offsets.split(64)])
+        parts = (part for i in range(_FIRST) for part in stream.batch(512, (seed, 0, i)).split(64))
+        latents = torch.cat([model.latents(part) for part in parts])
     log.info("k-means codes")
     model.quantizer.initialise(latents)
 
@@ -134,19 +174,19 @@ def _averaged(model: MeshVQVAE, average: AveragedModel) -> MeshVQVAE:
     return merged.eval()
 
 
-def _report(out: Path, step: int, model: MeshVQVAE, coarse: Tensor, full: Tensor) -> None:
-    errors = tokenizer_errors(model, coarse, full)
+def _report(out: Path, step: int, model: MeshVQVAE, bodies: _Bodies) -> None:
+    errors = tokenizer_errors(model, bodies.coarse, bodies.full)
     row = {"step": step, "pve_mm": errors["pve_mm"].mean().item(), "perplexity": errors["perplexity"]}
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    tqdm.write(f"step {step}: PVE {row['pve_mm']:.2f} mm on held-out subjects, perplexity {row['perplexity']:.0f}")
+    tqdm.write(f"step {step}: PVE {row['pve_mm']:.2f} mm on {bodies.held_out}, perplexity {row['perplexity']:.0f}")
 
 
-def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, coarse: Tensor, full: Tensor) -> Path:
-    errors = tokenizer_errors(model, coarse, full)
-    metrics = {"PVE on held-out CMU subjects, full mesh, mm": errors["pve_mm"].mean().item()}
-    notes = (
-        f"Mesh-VQ-VAE, {model.num_tokens} tokens x {model.num_codes} codes, trained on mocap for {config.steps} steps."
-    )
-    save_checkpoint(out / "checkpoint", model, CheckpointCard("mesh_vqvae", "anny", metrics, notes), half=True)
+def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, bodies: _Bodies) -> Path:
+    errors = tokenizer_errors(model, bodies.coarse, bodies.full)
+    metrics = {f"PVE on {bodies.held_out}, full mesh, mm": errors["pve_mm"].mean().item()}
+    data = Path(config.meshes).name if config.meshes else "mocap"
+    size = f"{model.num_tokens} tokens x {model.num_codes} codes"
+    notes = f"Mesh-VQ-VAE, {size}, trained on {data} for {config.steps} steps."
+    save_checkpoint(out / "checkpoint", model, CheckpointCard("mesh_vqvae", bodies.name, metrics, notes), half=True)
     return out / "checkpoint"

@@ -7,6 +7,7 @@ import torch
 from shared import tiny_bodies, tiny_tokenizer
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
 from vqhps.errors import VqhpsError
+from vqhps.evaluation.tokenizer import tokenizer_errors
 from vqhps.tokenizer.mesh_conv import MeshPool
 from vqhps.tokenizer.networks import ComponentNetwork
 from vqhps.tokenizer.quantizer import EMAQuantizer, perplexity
@@ -89,6 +90,8 @@ def test_evaluation_leaves_the_codebook_bit_identical():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model(tiny_bodies(8))
     model.encode(tiny_bodies(8))
+    tokenizer_errors(model.train(), tiny_bodies(8), tiny_bodies(8))  # as in mid-training
+    assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

@@ -26,7 +26,7 @@ class Level:
     """One mesh of a hierarchy.
 
     Attributes:
-        conv: neighbours of each vertex on this level, nearest first and itself among them.
+        conv: neighbours of each vertex on this level, itself among them; nearest first.
         pool: neighbours of each vertex of the next coarser level on this one; `None` on the coarsest.
         unpool: neighbours of each vertex of this level on the next coarser one; `None` on the coarsest.
     """
@@ -67,16 +67,25 @@ def build_hierarchy(
         cross = distance[np.ix_(coarse, kept)]
         nearest = cross.argmin(0)
         share = np.bincount(nearest, minlength=size).max()
-        pool = np.argsort(cross, 1, kind="stable")[:, : max(neighbours, share)]
+        pool = _nearest(distance, coarse, kept, max(neighbours, share))
         unpool = np.argsort(cross.T, 1, kind="stable")[:, :parents]
-        levels.append(Level(_nearest(distance, kept, neighbours), pool, unpool))
+        levels.append(Level(_nearest(distance, kept, kept, neighbours), pool, unpool))
         kept = coarse
-    levels.append(Level(_nearest(distance, kept, neighbours), None, None))
+    levels.append(Level(_nearest(distance, kept, kept, neighbours), None, None))
     return levels
 
 
-def _nearest(distance: Float[np.ndarray, "V V"], kept: Int[np.ndarray, "K"], count: int) -> Int[np.ndarray, "K M"]:
-    return np.argsort(distance[np.ix_(kept, kept)], 1, kind="stable")[:, :count]
+def _nearest(
+    distance: Float[np.ndarray, "V V"], rows: Int[np.ndarray, "R"], columns: Int[np.ndarray, "C"], count: int
+) -> Int[np.ndarray, "R M"]:
+    """The nearest `columns` of each of `rows`, as positions in `columns`."""
+    parts = (np.argsort(distance[np.ix_(part, columns)], 1, kind="stable")[:, :count] for part in _chunks(rows))
+    return np.concatenate(list(parts))
+
+
+def _chunks(rows: Int[np.ndarray, "R"]) -> list[Int[np.ndarray, "r"]]:
+    """Some rows at a time, to bound the memory of what is made of each."""
+    return np.array_split(rows, len(rows) // 1024 + 1)
 
 
 def geodesic_distances(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V V"]:
@@ -92,7 +101,10 @@ def geodesic_distances(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray
     parts = connected_components(graph, directed=False, return_labels=False)
     if parts != 1:
         raise VqhpsError(f"a mesh hierarchy needs one connected mesh; this one falls into {parts} parts")
-    return dijkstra(graph, directed=False).astype(np.float32)
+    distance = np.empty((len(vertices),) * 2, np.float32)
+    for part in _chunks(np.arange(len(vertices))):
+        distance[part] = dijkstra(graph, directed=False, indices=part)
+    return distance
 
 
 def farthest_points(distance: Float[np.ndarray, "V V"], count: int) -> Int[np.ndarray, "count"]:
@@ -110,13 +122,15 @@ def upsampler(
 ) -> tuple[Int[np.ndarray, "V N"], Float[np.ndarray, "V N"]]:
     """Each full vertex as a linear blend of coarse vertices that move with it.
 
+    Given the bodies the other way round, each coarse vertex as a blend of full ones.
+
     Neighbours are the nearest in position and skinning weights together, so that no finger borrows from the next one;
     the weights are a ridge regression over random bodies and sum to one.
 
     Returns:
         indices into the coarse mesh, and weights; `upsample` applies them.
     """
-    blend = [np.concatenate([b.template, 0.1 * _bone_weights(b)], 1) for b in (full, coarse)]
+    blend = [np.concatenate([b.template, 0.1 * bone_weights(b)], 1) for b in (full, coarse)]
     indices = cKDTree(blend[1]).query(blend[0], neighbours)[1]
     rng = np.random.default_rng(0)
     pose = random_pose(bodies, len(full.bone_names), rng)
@@ -147,7 +161,8 @@ def random_pose(
     return torch.from_numpy(matrices.reshape(count, bones, 3, 3).astype(np.float32))
 
 
-def _bone_weights(body: "AnnyBody") -> Float[np.ndarray, "V K"]:
+def bone_weights(body: "AnnyBody") -> Float[np.ndarray, "V K"]:
+    """How much each vertex follows each bone."""
     indices, weights = body.model.vertex_bone_indices.numpy(), body.model.vertex_bone_weights.numpy()
     dense = np.zeros((len(indices), len(body.bone_names)), np.float32)
     np.add.at(dense, (np.arange(len(indices))[:, None], indices), weights)

@@ -1,6 +1,7 @@
 """How exactly a tokenizer rebuilds bodies."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -8,6 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vqhps.data.bodies import BodyStream, test_bodies
+from vqhps.data.meshes import MeshFile
+from vqhps.data.mocap import load_poses
+from vqhps.errors import VqhpsError
+from vqhps.evaluation.figures import draw_figures
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 from vqhps.tokenizer.quantizer import perplexity
 
@@ -44,34 +50,67 @@ def tokenizer_errors(
     return {"pve_mm": torch.cat(errors), "perplexity": perplexity(torch.cat(tokens), model.num_codes)}
 
 
-def evaluate_tokenizer(checkpoint: Path, data_root: Path, out: Path | None = None) -> dict[str, Any]:
-    """PVE of a tokenizer on the held-out CMU subjects, on the full mesh, mm.
+@torch.no_grad()
+def unused_codes(model: MeshVQVAE, stream: BodyStream | MeshFile, batches: int = 64, batch: int = 512) -> int:
+    """How many codes, of all codebooks together, no token of random training bodies takes."""
+    books = len(model.codebook)
+    used = torch.zeros(books, model.num_codes, dtype=torch.bool)
+    for number in range(batches):
+        for part in stream.batch(batch, (1, number)).split(128):
+            used[model.book_of_token, model.encode(part)] = True
+    return int((~used).sum())
+
+
+def evaluate_tokenizer(
+    checkpoint: Path, root: Path, out: Path | None = None, figures: Path | None = None
+) -> dict[str, Any]:
+    """PVE of a tokenizer on held-out bodies, on the full mesh, mm, and the use of its codes.
 
     Args:
         checkpoint: of the tokenizer, or of an image model that holds it.
-        data_root: folder that holds `mocap/`.
+        root: folder that holds `mocap/`, or an `.npz` of registered meshes.
         out: folder for `results.csv`, a row a body.
+        figures: folder for pictures, see `evaluation.figures`.
     """
     from vqhps.checkpoint import load_tokenizer
-    from vqhps.data.bodies import test_bodies
 
     model = load_tokenizer(checkpoint)
-    coarse, full, clips = test_bodies(data_root)
+    data, stream, coarse, full, names = _held_out(root)
+    expected = model.mesh.get_buffer("template").shape
+    if coarse.shape[1:] != expected:
+        raise VqhpsError(f"{root} holds bodies of {coarse.shape[1]} vertices, the tokenizer reads {expected[0]}")
     errors = tokenizer_errors(model, coarse, full)
     pve = errors["pve_mm"]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "results.csv.partial").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("clip", "PVE_mm"), *zip(clips, pve.tolist(), strict=True)])
+            csv.writer(file).writerows([("body", "PVE_mm"), *zip(names, pve.tolist(), strict=True)])
         (out / "results.csv.partial").replace(out / "results.csv")
+    if figures is not None:
+        draw_figures(model, coarse, full, pve, figures)
     worst = int(pve.argmax())
     return {
-        "data": "CMU subjects 06, 13, 49, 55, 93, 135; full mesh, centred",
+        "data": data,
         "bodies": len(pve),
         "PVE_mm": pve.mean().item(),
         "PVE_mm median": pve.median().item(),
         "PVE_mm 95%": pve.quantile(0.95).item(),
         "PVE_mm worst": pve.max().item(),
-        "worst clip": clips[worst],
+        "worst body": names[worst],
         "perplexity": errors["perplexity"],
+        "perplexity share of K": errors["perplexity"] / model.num_codes,
+        "codes": model.codebook.shape[0] * model.num_codes,
+        "codes unused by 32,768 training bodies": unused_codes(model, stream),
     }
+
+
+def _held_out(root: Path) -> tuple[str, BodyStream | MeshFile, Tensor, Tensor, Sequence[str]]:
+    """What the data are, training bodies, held-out coarse and full ones, and their names."""
+    if root.suffix == ".npz":
+        file = MeshFile.open(root)
+        held = file.held_out()
+        names = [f"mesh {i}" for i in range(file.training_count, len(file.vertices))]
+        return f"the last {len(held)} meshes of {root.name}", file, held, held, names
+    coarse, full, clips = test_bodies(root)
+    stream = BodyStream(load_poses(root, "train", 0.06))
+    return "CMU subjects 06, 13, 49, 55, 93, 135; full mesh, centred", stream, coarse, full, clips

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ FORMAT = 1
 
 OUTPUTS = ("indices", "logits", "vertices", "joints", "rotation", "camera")
 """Names of the graph's outputs; its one input is `image`."""
+
+Info = TypeVar("Info")
 
 _FILES = ("bundle.json", "model.onnx", "body.npz")
 _BATCH = 8  # crops a run, to bound the memory of a crowd
@@ -121,14 +124,10 @@ class Bundle:
             VqhpsError: the folder or a file is missing, damaged, or of another format version.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise VqhpsError(f"no bundle at {folder}: there is no such folder")
-        for name in _FILES:
-            if not (folder / name).is_file():
-                raise VqhpsError(f"the bundle {folder} has no {name}: export it again with `vqhps export`")
-        info = read_info(folder / "bundle.json")
+        require_files(folder, _FILES)
+        info = read_info(folder / "bundle.json", BundleInfo)
         faces = read_faces(folder / "body.npz")
-        return Bundle(info, faces, open_session(folder / "model.onnx"))
+        return Bundle(info, faces, open_session(folder / "model.onnx", ("image",), OUTPUTS))
 
     def run(self, crops: np.ndarray) -> BundleOutput:
         """Predict the bodies in crops.
@@ -157,8 +156,21 @@ def default_bundle() -> Bundle:
     return Bundle.load(folder)
 
 
-def read_info(path: Path) -> BundleInfo:
-    """Read `bundle.json`.
+def require_files(folder: Path, names: Sequence[str]) -> None:
+    """Check that a bundle is all there.
+
+    Raises:
+        VqhpsError: the folder or one of these files is missing.
+    """
+    if not folder.is_dir():
+        raise VqhpsError(f"no bundle at {folder}: there is no such folder")
+    for name in names:
+        if not (folder / name).is_file():
+            raise VqhpsError(f"the bundle {folder} has no {name}: export it again with `vqhps export`")
+
+
+def read_info(path: Path, info_class: type[Info]) -> Info:
+    """Read what a bundle says of itself.
 
     Raises:
         VqhpsError: it is not JSON, has another format version, or an unknown, missing or mistyped key.
@@ -173,7 +185,7 @@ def read_info(path: Path) -> BundleInfo:
             f"{path} has bundle format {found!r}, this version of vqhps reads {FORMAT}: export the bundle again, "
             "or install the version of vqhps that wrote it"
         )
-    return from_dict(BundleInfo, values, str(path))
+    return from_dict(info_class, values, str(path))
 
 
 def read_faces(path: Path) -> np.ndarray:
@@ -182,21 +194,34 @@ def read_faces(path: Path) -> np.ndarray:
     Raises:
         VqhpsError: it is no such file.
     """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            faces = archive["faces"]
-    except Exception as error:  # numpy raises many kinds for damaged archives
-        raise VqhpsError(f"{path} cannot be read ({error}): export the bundle again") from error
+    faces = read_arrays(path, ("faces",))[0]
     if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu" or len(faces) == 0 or faces.min() < 0:
         raise VqhpsError(f"{path}: `faces` must be (F, 3) vertex numbers, got {faces.dtype} {faces.shape}")
     return faces.astype(np.int32)
 
 
-def open_session(path: Path, threads: int | None = None) -> InferenceSession:
+def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Read arrays of an `.npz` by name, without pickle.
+
+    Raises:
+        VqhpsError: it is no such file, or has no such array.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            return [archive[name] for name in names]
+    except Exception as error:  # numpy raises many kinds for damaged archives
+        raise VqhpsError(f"{path} cannot be read ({error}): export the bundle again") from error
+
+
+def open_session(
+    path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None = None
+) -> InferenceSession:
     """Load an ONNX graph for the CPU and check its inputs and outputs.
 
     Args:
         path: of the graph.
+        inputs: names of all its inputs.
+        outputs: names that must be among its outputs.
         threads: at most four of the cores this process may use by default.
 
     Raises:
@@ -214,10 +239,10 @@ def open_session(path: Path, threads: int | None = None) -> InferenceSession:
     except Exception as error:  # onnxruntime raises its own kinds, which have no common base but Exception
         reason = str(error).splitlines()[0]
         raise VqhpsError(f"{path} cannot be loaded ({reason}): it is damaged, export the bundle again") from error
-    inputs = [node.name for node in session.get_inputs()]
-    missing = [name for name in OUTPUTS if name not in {node.name for node in session.get_outputs()}]
-    if inputs != ["image"] or missing:
-        raise VqhpsError(f"{path} is not the graph of a bundle: inputs {inputs}, missing outputs {missing}")
+    found = [node.name for node in session.get_inputs()]
+    missing = [name for name in outputs if name not in {node.name for node in session.get_outputs()}]
+    if found != list(inputs) or missing:
+        raise VqhpsError(f"{path} is not the graph of a bundle: inputs {found}, missing outputs {missing}")
     return session
 
 

@@ -66,7 +66,7 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
 def write_obj(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
     """Write one mesh as Wavefront OBJ, in metres and in the axes of `write_glb`."""
     lines = ["# metres; x right, y up, z towards the camera, which is at the origin"]
-    lines += [f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in _y_up(vertices).tolist()]
+    lines += [f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in y_up(vertices).tolist()]
     lines += [f"f {a} {b} {c}" for a, b, c in (faces + 1).tolist()]
     with whole_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
@@ -108,7 +108,7 @@ def write_json(
         "height": image_size[1],
         "focal": round(people[0].focal, 3),
         "bundle": {"name": info.name, "version": info.version, "body": info.body, "joints": info.joints},
-        "people": [{name: _plain(getattr(person, name)) for name in _PERSON} for person in people],
+        "people": [{name: plain(getattr(person, name)) for name in _PERSON} for person in people],
     }
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -121,7 +121,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
         temporary.write_bytes(encoded.tobytes())
 
 
-def _y_up(points: np.ndarray) -> np.ndarray:
+def y_up(points: np.ndarray) -> np.ndarray:
     """Camera axes (x right, y down, z forward) to glTF's (x right, y up, z backward): half a turn about x."""
     return points * np.array([1.0, -1.0, -1.0], points.dtype)
 
@@ -132,13 +132,13 @@ def _mesh(vertices: np.ndarray, faces: np.ndarray, color: np.ndarray) -> trimesh
     rgba = [*(round(float(c) * 255) for c in color), 255]
     material = trimesh.visual.material.PBRMaterial(baseColorFactor=rgba, metallicFactor=0.0, roughnessFactor=0.8)
     visual = trimesh.visual.TextureVisuals(material=material)
-    return trimesh.Trimesh(_y_up(vertices), faces, visual=visual, process=False)
+    return trimesh.Trimesh(y_up(vertices), faces, visual=visual, process=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Arrays and numbers as JSON takes them, fractions to five decimals."""
     if isinstance(value, np.ndarray):
-        return [_plain(v) for v in value.tolist()]
+        return [plain(v) for v in value.tolist()]
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return round(value, 5) if isinstance(value, float) else value

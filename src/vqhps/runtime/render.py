@@ -52,7 +52,8 @@ def render_overlay(
     rays = np.ones((*pixels.shape[:2], 3), np.float32)
     rays[..., :2] = pixels / people[0].focal
     origins = np.zeros_like(rays)
-    layer = _cast([p.vertices for p in people], faces, origins, rays)
+    colors = [person_color(index) for index in range(len(people))]
+    layer = _cast([p.vertices for p in people], faces, origins, rays, colors)
     corner = np.round(np.array([[x0, y0], [x1, y1]]) / scale).astype(int)
     window = result[corner[0, 1] : corner[1, 1], corner[0, 0] : corner[1, 0]]
     if window.shape[:2] != layer.shape[:2]:
@@ -76,16 +77,34 @@ def render_side(people: Sequence[Prediction], faces: np.ndarray, height: int = 6
     """
     if not people:
         raise VqhpsError("there is nobody to draw from the side")
-    turned = [_turn_to_side(p.vertices) for p in people]
-    half = np.max([np.abs(v).max(axis=0) for v in turned], axis=0)
+    colors = [person_color(index) for index in range(len(people))]
+    return render_row([_turn_to_side(p.vertices) for p in people], faces, colors, height)
+
+
+def render_row(
+    bodies: Sequence[np.ndarray], faces: np.ndarray, colors: Sequence[np.ndarray], height: int
+) -> np.ndarray:
+    """Draw meshes beside each other: orthographic, seen along z, one panel a mesh, all at one scale, on white.
+
+    Args:
+        bodies: at least one mesh (V, 3), camera axes.
+        faces: (F, 3) of each.
+        colors: of each mesh, (3,), or (V, 3) for each of its vertices; in [0, 1].
+        height: of the picture, px.
+
+    Returns:
+        (height, W, 3) uint8 RGB; all panels are equally wide.
+    """
+    centred = [v - (v.max(axis=0) + v.min(axis=0)) / 2 for v in bodies]
+    half = np.max([np.abs(v).max(axis=0) for v in centred], axis=0)
     metre = height * (1 - 2 * _PANEL_MARGIN) / (2 * max(half[1], half[0] / 2, 1e-6))  # px
     width = int(np.ceil(2 * half[0] * metre + 2 * _PANEL_MARGIN * height))
     panels = []
-    for index, vertices in enumerate(turned):
+    for vertices, color in zip(centred, colors, strict=True):
         columns, rows = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
         origins = np.stack([columns / metre, rows / metre, np.full_like(rows, -half[2] - 1)], -1).astype(np.float32)
         rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
-        layer = _cast([vertices], faces, origins, rays, first_color=index)
+        layer = _cast([vertices], faces, origins, rays, [color])
         panels.append(_blend(np.full((height, width, 3), 255, np.uint8), layer, 1.0))
     return np.concatenate(panels, axis=1)
 
@@ -102,9 +121,8 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _turn_to_side(vertices: np.ndarray) -> np.ndarray:
-    """Centre the bounding box and turn it so that the old depth axis points right."""
-    centred = vertices - (vertices.max(axis=0) + vertices.min(axis=0)) / 2
-    return np.stack([centred[:, 2], centred[:, 1], -centred[:, 0]], -1)
+    """Turn a mesh so that its old depth axis points right."""
+    return np.stack([vertices[:, 2], vertices[:, 1], -vertices[:, 0]], -1)
 
 
 def _bounds(
@@ -126,9 +144,16 @@ def _bounds(
 
 
 def _cast(
-    bodies: Sequence[np.ndarray], faces: np.ndarray, origins: np.ndarray, rays: np.ndarray, first_color: int = 0
+    bodies: Sequence[np.ndarray],
+    faces: np.ndarray,
+    origins: np.ndarray,
+    rays: np.ndarray,
+    colors: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Shade what rays (h, w, 3) hit first: (h, w, 4) uint8, colour times coverage, and coverage; edges are softened."""
+    """Shade what rays (h, w, 3) hit first: (h, w, 4) uint8, colour times coverage, and coverage; edges are softened.
+
+    `colors` of each body are (3,), or (V, 3) for each vertex.
+    """
     from embreex.mesh_construction import TriangleMesh
     from embreex.rtcore_scene import EmbreeScene
 
@@ -142,9 +167,10 @@ def _cast(
     hit = np.flatnonzero(hits["primID"] >= 0)
     triangle, u, v = hits["primID"][hit], hits["u"][hit, None], hits["v"][hit, None]
     normals = np.concatenate([vertex_normals(body, faces) for body in bodies])
-    a, b, c = (normals[triangles[triangle, i]] for i in range(3))
-    colors = np.array([person_color(first_color + i) for i in range(len(bodies))], np.float32)
-    shaded = _shade((1 - u - v) * a + u * b + v * c, flat_rays[hit], colors[triangle // len(faces)])
+    painted = np.concatenate([np.broadcast_to(c, (count, 3)) for c in colors]).astype(np.float32)
+    weights = np.stack([1 - u - v, u, v], 1)  # of the corners of the triangle hit
+    normal, color = (np.sum(weights * values[triangles[triangle]], axis=1) for values in (normals, painted))
+    shaded = _shade(normal, flat_rays[hit], color)
     layer = np.zeros((flat_rays.shape[0], 4), np.uint8)
     layer[hit, :3] = shaded
     layer[hit, 3] = 255

@@ -1,10 +1,14 @@
-"""A tokenizer for the default body: its meshes, hierarchy, upsampler and regressors."""
+"""Untrained tokenizers: of the default body with its upsampler and regressors, or of registered meshes."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from vqhps.body.anny import anny_body
-from vqhps.body.topology import build_hierarchy, upsampler
+from vqhps.body.topology import Level, build_hierarchy, upsampler
+from vqhps.errors import VqhpsError
 from vqhps.tokenizer.mesh_vqvae import BodyMesh, MeshVQVAE, MeshVQVAEConfig
 
 
@@ -30,3 +34,43 @@ def anny_tokenizer(config: MeshVQVAEConfig) -> MeshVQVAE:
             build_hierarchy(coarse.template, coarse.faces, config.sizes, config.neighbours)
         )
     return MeshVQVAE(config, BodyMesh(tensors))
+
+
+def registered_tokenizer(
+    config: MeshVQVAEConfig,
+    template: Float[np.ndarray, "V 3"],
+    faces: Int[np.ndarray, "F 3"],
+    levels: Sequence[Level] = (),
+) -> MeshVQVAE:
+    """An untrained tokenizer of any fixed topology, which reads and writes the full mesh; vertices count alike.
+
+    Args:
+        config: settings.
+        template: canonical mesh, metres.
+        faces: of the mesh; of one connected part for the network `conv`.
+        levels: hierarchy for the network `conv`; computed from the faces by default.
+
+    Raises:
+        VqhpsError: the hierarchy does not fit the mesh or the settings, or none can be computed.
+    """
+    count = len(template)
+    if config.network == "components" and config.components + 32 > 3 * count:  # the sketch takes 32 more
+        raise VqhpsError(f"a mesh of {count} vertices has fewer than {config.components} + 32 components: lower them")
+    tensors = {
+        "faces": torch.from_numpy(faces),
+        "template": torch.from_numpy(template),
+        "upsample_indices": torch.arange(count)[:, None],
+        "upsample_weights": torch.ones(count, 1),
+        "weight": torch.full((count,), 1 / count),
+    }
+    if config.network == "conv":
+        levels = levels or build_hierarchy(template, faces, config.sizes, config.neighbours)
+        found, wanted = [len(level.conv) for level in levels], [count, *config.sizes]
+        if found != wanted:
+            raise VqhpsError(f"the hierarchy is {_chain(found)}; meshes and settings need {_chain(wanted)}")
+        tensors |= BodyMesh.level_tensors(levels)
+    return MeshVQVAE(config, BodyMesh(tensors))
+
+
+def _chain(sizes: Sequence[int]) -> str:
+    return " -> ".join(map(str, sizes))

@@ -1,6 +1,6 @@
 """Mesh-VQ-VAE: a body mesh as a few discrete tokens (VQ-HPS, ECCV 2024, section 3.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,7 +63,7 @@ class BodyMesh(nn.Module):
             self.register_buffer(name, value)
 
     @staticmethod
-    def level_tensors(levels: list[Level]) -> dict[str, Tensor]:
+    def level_tensors(levels: Sequence[Level]) -> dict[str, Tensor]:
         """The hierarchy in the form the constructor takes."""
         parts = ("conv", "pool", "unpool")
         return {
@@ -72,6 +72,14 @@ class BodyMesh(nn.Module):
             for part in parts
             if getattr(level, part) is not None
         }
+
+
+def blend(
+    vertices: Float[Tensor, "B Vi 3"], indices: Int[Tensor, "V N"], weights: Float[Tensor, "V N"]
+) -> Float[Tensor, "B V 3"]:
+    """Each vertex as a weighted sum of N others; vertex first, so that whole rows are gathered."""
+    rows = vertices.transpose(0, 1).flatten(1).index_select(0, indices.flatten()).unflatten(0, indices.shape)
+    return torch.bmm(weights[:, None], rows).view(len(indices), -1, 3).transpose(0, 1)
 
 
 class MeshVQVAE(nn.Module):
@@ -136,9 +144,7 @@ class MeshVQVAE(nn.Module):
 
     def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]:
         """Full mesh from the coarse one."""
-        indices = self.mesh.get_buffer("upsample_indices")
-        near = coarse.index_select(1, indices.flatten()).unflatten(1, indices.shape)
-        return torch.einsum("vn,bvnc->bvc", self.mesh.get_buffer("upsample_weights"), near)
+        return blend(coarse, self.mesh.get_buffer("upsample_indices"), self.mesh.get_buffer("upsample_weights"))
 
     def forward(
         self, vertices: Float[Tensor, "B Vc 3"]

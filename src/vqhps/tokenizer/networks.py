@@ -105,7 +105,8 @@ class ComponentNetwork(nn.Module):
         flat = ((offsets - self.mean) * self.scale).flatten(1)
         _, strength, basis = torch.svd_lowrank(flat, self.basis.shape[1] + 32, niter=3)
         self.basis.copy_(basis[:, : self.basis.shape[1]])
-        self.deviation.copy_(strength[: self.basis.shape[1]] / len(flat) ** 0.5)
+        deviation = strength[: self.basis.shape[1]] / len(flat) ** 0.5
+        self.deviation.copy_(deviation.clamp_min(1e-6))  # a micrometre: half precision would make less a zero
 
     def encode(self, offsets: Float[Tensor, "B V 3"]) -> Float[Tensor, "B T D"]:
         """Latents of vertex offsets from the template, metres."""
