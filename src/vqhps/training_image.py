@@ -1,6 +1,5 @@
 """The training loop of the image models, over Lightning Fabric."""
 
-import functools
 import json
 import logging
 import time
@@ -20,14 +19,15 @@ from tqdm import tqdm
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, load_tokenizer, save_checkpoint
 from vqhps.data.augment import AugmentConfig
 from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
-from vqhps.data.features import FeatureStore, feature_key, store_features
+from vqhps.data.features import feature_key, store_features
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
 from vqhps.models.backbones import imagenet_weights
-from vqhps.models.first_guess import disturbed, with_confidence
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.runtime.download import blazepose_models
+from vqhps.training_guess import bodies_to_lift, seen_and_lifted, told, train_guess, true_keypoints
+from vqhps.training_keypoints import train_keypoints
 from vqhps.training_state import rate_share, resume_state, save_state
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class ImageTrainingConfig:
         final_image_size: side of the crops in the last `final_share` of the steps, px.
         final_share: see above.
         learning_rate: highest rate of AdamW; rises over `warmup` steps and falls to zero as a cosine.
-        backbone_rate: the backbone's rate, as a share of that.
+        backbone_rate: the rate of the backbone, and of a first guess that was trained before, as a share of that.
         weight_decay: of AdamW.
         warmup: steps.
         average: decay of the moving average of the weights, which is what is kept.
@@ -62,13 +62,19 @@ class ImageTrainingConfig:
         save_minutes: between saved states.
         kept_views: where the first part of the backbone is frozen (`frozen_stages`), compute it once on this many
             augmented crops of each sample and train on those, at `final_image_size`; 0 for new crops in every step.
-        lifting_steps: first train the model's first guess from true, disturbed key points alone, on the labels of the
-            kept views, without images: some thousand samples a second.
+        keypoint_steps: first train the backbone alone, for its own key points and their depths; see
+            `vqhps.training_keypoints`.
+        keypoint_batch: crops a step of that.
+        keypoint_rate: highest rate of that, relative to the size of the weights.
+        cut_copies: how often that sees people cut by the frame, compared to others.
+        lifting_steps: then train the model's first guess from true, disturbed key points alone, without images.
+        motion: folder that holds `mocap/`, for bodies to lift (`vqhps.data.lifting`); without it, the labels of the
+            kept views.
         lifting_batch: samples a step of that.
         transformer_from: share of the steps before which the first guess is trained without the transformer, which
             takes half of the time of a step.
         guess_steps: when the transformer joins, first train the guess alone on what the backbone makes of the kept
-            views, computed once: fast like the lifting.
+            views, computed once, and, given `motion`, as much on other bodies with the errors it makes there.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
@@ -95,7 +101,12 @@ class ImageTrainingConfig:
     validation: int = 500
     save_minutes: float = 4.0
     kept_views: int = 0
+    keypoint_steps: int = 0
+    keypoint_batch: int = 32
+    keypoint_rate: float = 1.5e-3
+    cut_copies: int = 1
     lifting_steps: int = 0
+    motion: str | None = None
     lifting_batch: int = 256
     transformer_from: float = 0.0
     guess_steps: int = 0
@@ -119,6 +130,8 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     model = _build(config)
     shards = Shards(_shards_of_run(out, Path(config.shards)))
     tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
+    if config.keypoint_steps and not (out / "state.pt").exists():
+        train_keypoints(model, shards, tokens, config)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.average), use_buffers=True)
     modules = {"model": model, "average": average}
@@ -162,6 +175,8 @@ def _check(config: ImageTrainingConfig) -> None:
     if config.kept_views and config.model.frozen_stages < 1:
         raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
     lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
+    if config.keypoint_steps and config.model.backbone != "blazepose":
+        raise VqhpsError("keypoint_steps needs a backbone that finds key points: blazepose")
     if config.lifting_steps and not lifts:
         raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
     if config.transformer_from and not config.model.first_guess:
@@ -190,7 +205,7 @@ def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: t
 def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of a batch; the true mesh is what the target tokens decode to."""
     batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
-    keypoints = _keypoints(batch)
+    keypoints = true_keypoints(model.tokenizer, batch)
     if "trunk" in batch:
         output = model(keypoints=keypoints, trunk=batch["trunk"])
     else:
@@ -234,10 +249,11 @@ def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int]
 
 def _parameter_groups(model: VQHPS, config: ImageTrainingConfig) -> list[dict[str, object]]:
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    backbone = [p for n, p in trained if n.startswith("backbone")]
-    rest = [p for n, p in trained if not n.startswith("backbone")]
+    before = ("backbone", "guess") if config.lifting_steps or config.guess_steps else ("backbone",)
+    taught = [p for n, p in trained if n.startswith(before)]
+    rest = [p for n, p in trained if not n.startswith(before)]
     groups: list[dict[str, object]] = [{"params": rest, "share": 1.0}]
-    return [*groups, {"params": backbone, "share": config.backbone_rate}] if backbone else groups
+    return [*groups, {"params": taught, "share": config.backbone_rate}] if taught else groups
 
 
 def _batches(
@@ -271,74 +287,16 @@ def _kept_batches(
     device = next(model.parameters()).device
     store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops.to(device))).cpu(), *settings)
     rows = np.flatnonzero(store.sample < len(shards) - config.validation)
-    labels = functools.partial(store.labels, tokens=tokens)
+    bodies = bodies_to_lift(model, config, store, rows, tokens)
     if config.lifting_steps and start == 0:
-        _train_guess(model, config, labels, rows, config.lifting_steps)
+        train_guess(model, config, lambda step: [told(model, bodies(step))], config.lifting_steps)
     for step in range(start, config.steps):
         if config.guess_steps and step == int(config.transformer_from * config.steps):
-            _train_guess(model, config, labels, rows, config.guess_steps, _see(model, store))
+            train_guess(model, config, seen_and_lifted(model, config, store, rows, tokens, bodies), config.guess_steps)
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
         yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
-
-
-def _train_guess(
-    model: VQHPS,
-    config: ImageTrainingConfig,
-    labels: Callable[[np.ndarray], dict[str, Tensor]],
-    rows: np.ndarray,
-    steps: int,
-    seen: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """Train the model's first guess alone: from disturbed true key points, or from what the backbone has `seen`.
-
-    Args:
-        model: to be trained.
-        config: of the run.
-        labels: of some crops.
-        rows: crops to train on.
-        steps: of `config.lifting_batch` crops.
-        seen: vectors and found key points of all crops, see `_see`.
-    """
-    optimizer = torch.optim.AdamW(model.guess.parameters(), weight_decay=config.weight_decay)
-    rng = np.random.default_rng((config.seed, 2, int(seen is not None)))
-    device = next(model.parameters()).device
-    bar = tqdm(range(steps), desc="lifting" if seen is None else "guess", mininterval=2)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate_share(step, config.warmup, steps)
-        chosen = rng.choice(rows, config.lifting_batch)
-        batch = {name: value.to(device) for name, value in labels(chosen).items()}
-        batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
-        vector, shown = None, disturbed(_keypoints(batch))
-        if seen is not None:
-            vector, found = (values[chosen].to(device).float() for values in seen)
-            told = torch.rand(len(found), 1, 1, device=device) < config.model.hints
-            shown = torch.where(told, shown, found)
-        losses = model.loss(model.lift(shown, vector), batch)
-        optimizer.zero_grad()
-        torch.stack([*losses.values()]).sum().backward()
-        optimizer.step()
-        if step % 50 == 0:
-            bar.set_postfix_str(" ".join(f"{n} {v.item():.3f}" for n, v in losses.items()), refresh=False)
-
-
-@torch.no_grad()
-def _see(model: VQHPS, store: FeatureStore) -> tuple[Tensor, Tensor]:
-    """The backbone's vector and the key points it finds, of all kept crops; half precision."""
-    device = next(model.parameters()).device
-    vectors, found = [], []
-    for chosen in tqdm(np.array_split(np.arange(len(store)), -(-len(store) // 256)), desc="vectors", mininterval=2):
-        vector = model.backbone.from_trunk(store.features(chosen).to(device))[1]
-        vectors.append(vector.half().cpu())
-        found.append(with_confidence(model.backbone.keypoints(vector)).half().cpu())
-    return torch.cat(vectors), torch.cat(found)
-
-
-def _keypoints(batch: dict[str, Tensor]) -> Tensor:
-    """True key points (B, 17, 3) in crop coordinates, with weights."""
-    return torch.cat([batch["keypoints2d"], batch["keypoints_weight"][..., None]], 2)
 
 
 class _Validation:

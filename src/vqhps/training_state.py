@@ -20,6 +20,33 @@ def rate_share(step: int, warmup: int, steps: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+class RelativeAdamW(torch.optim.AdamW):
+    """AdamW whose steps are relative to the size of what they change: a rate of 0.001 moves a weight by some 0.1 % of
+    the root mean square of its output channel.
+
+    For networks whose batch norms were folded into their weights: those differ in size a thousandfold from layer to
+    layer and from channel to channel, and no one rate of AdamW suits them.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """See `torch.optim.AdamW.step`."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        before = [p.clone() for p in parameters]
+        result = super().step(closure)
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old + (p - old) * _channel_size(old))
+        return result
+
+
+def _channel_size(weight: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each output channel (of the whole, if there is one number a channel), a tenth of the median
+    at least; broadcasts with `weight`."""
+    squares = weight.square()
+    size = (squares.flatten(1).mean(1) if weight.ndim > 1 else squares.mean().expand(len(weight))).sqrt()
+    return size.clamp(min=0.1 * float(size.median()) + 1e-6).view(-1, *[1] * (weight.ndim - 1))
+
+
 def save_state(
     out: Path, config: Any, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> None:

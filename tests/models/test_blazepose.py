@@ -13,7 +13,7 @@ from shared import tiny_tokenizer
 from vqhps.errors import VqhpsError
 from vqhps.export import ExportConfig, export_bundle
 from vqhps.models.backbones import create_backbone
-from vqhps.models.blazepose import _COCO17, BlazePose
+from vqhps.models.blazepose import _COCO17, BlazePose, _DepthwiseConv
 from vqhps.models.first_guess import disturbed, keypoint_loss
 from vqhps.models.vqhps import VQHPS, Encoded, VQHPSConfig
 from vqhps.runtime.blazepose import KEYPOINT_NAMES, TfliteModel
@@ -84,7 +84,7 @@ def test_kept_trunk_features_give_the_same(model: VQHPS, photo: np.ndarray) -> N
 def test_found_key_points_stand_in_for_given_ones(model: VQHPS, photo: np.ndarray) -> None:
     with torch.no_grad():
         alone = model.predict(as_batch(photo))
-        told = model.predict(as_batch(photo), torch.zeros(1, 17, 3))
+        told = model.predict(as_batch(photo), torch.zeros(1, 17, 4))
     assert alone.keypoints is not None and alone.keypoints[0, :5, 1].max() < alone.keypoints[0, 11:13, 1].min()
     torch.testing.assert_close(alone.logits, told.logits)  # at prediction the model trusts its own
 
@@ -102,7 +102,7 @@ def test_becomes_a_bundle_whose_one_input_is_an_image(model: VQHPS, photo: np.nd
 def test_hints_reach_the_model_in_training_only(photo: np.ndarray) -> None:
     torch.manual_seed(0)
     model = VQHPS(dataclasses.replace(CONFIG, hints=1.0), tiny_tokenizer(), blazepose_models()[1]).train()
-    keypoints = torch.full((1, 17, 3), 0.5)
+    keypoints = torch.full((1, 17, 4), 0.5)
     torch.manual_seed(1)
     first = model(as_batch(photo), keypoints)
     torch.manual_seed(1)
@@ -115,8 +115,9 @@ def test_hints_reach_the_model_in_training_only(photo: np.ndarray) -> None:
 def test_first_guess_scores_codes_by_their_distance(model: VQHPS) -> None:
     guess = model.guess
     torch.manual_seed(0)
-    keypoints = torch.rand(2, 17, 3)
-    weighted = torch.cat([keypoints[..., :2] * keypoints[..., 2:], keypoints[..., 2:]], 2).flatten(1)
+    keypoints = torch.rand(2, 17, 4)
+    place, sure, depth = keypoints.split((2, 1, 1), 2)
+    weighted = torch.cat([place * sure, sure, depth * sure], 2).flatten(1)
     latents = guess.latents(guess.layers(guess.keypoint_in(weighted))).view(2, 6, 2)
     place = guess.middle + 3 * guess.deviation * latents
     apart = (place[:, :, None] - guess.codes) / guess.deviation[:, None]
@@ -128,7 +129,7 @@ def test_first_guess_learns_to_lift() -> None:
     """Eight bodies from their key points alone, no image."""
     torch.manual_seed(0)
     model = VQHPS(CONFIG, tiny_tokenizer())
-    keypoints, target = torch.rand(8, 17, 3), torch.randint(0, 16, (8, 6))
+    keypoints, target = torch.rand(8, 17, 4), torch.randint(0, 16, (8, 6))
     optimizer = torch.optim.Adam(model.guess.parameters(), 1e-3)
     for _ in range(150):
         logits = model.lift(keypoints).logits
@@ -142,7 +143,7 @@ def test_first_guess_learns_to_lift() -> None:
 
 def test_disturbed_key_points_stay_near_and_lose_what_is_outside() -> None:
     torch.manual_seed(0)
-    true = torch.cat([2.4 * torch.rand(64, 17, 2) - 1.2, torch.ones(64, 17, 1)], 2)
+    true = torch.cat([2.4 * torch.rand(64, 17, 2) - 1.2, torch.ones(64, 17, 1), torch.rand(64, 17, 1)], 2)
     shown = disturbed(true)
     seen = shown[..., 2] > 0
     assert (shown[..., :2] - true[..., :2])[seen].abs().max() < 0.2
@@ -150,15 +151,50 @@ def test_disturbed_key_points_stay_near_and_lose_what_is_outside() -> None:
     inside = (true[..., :2].abs() < 0.85).all(-1)
     assert 0.9 < seen[inside].float().mean() < 1
     assert (shown[~seen] == 0).all()
+    assert 0.01 < (shown[..., 3] - true[..., 3])[seen].abs().mean() < 0.1
 
 
 def test_key_point_loss_counts_what_is_inside_most() -> None:
     true = torch.zeros(1, 17, 2)
     true[:, 8:] = 1.5
-    found = torch.cat([true, torch.where(true[..., :1] < 1, 20.0, -20.0)], 2)
-    assert keypoint_loss(found, true, torch.ones(1, 17)) < 1e-6
-    near, far = found.clone(), found.clone()
+    rest = (true, torch.ones(1, 17), torch.zeros(1, 17), torch.ones(1))
+    found = torch.cat([true, torch.where(true[..., :1] < 1, 20.0, -20.0), torch.zeros(1, 17, 1)], 2)
+    assert keypoint_loss(found, *rest) < 1e-6
+    near, far, deep = found.clone(), found.clone(), found.clone()
     near[:, 0, :2] += 0.1
     far[:, 10, :2] += 0.1
-    losses = [keypoint_loss(x, true, torch.ones(1, 17)) for x in (near, far)]
+    deep[:, 0, 3] += 0.1
+    losses = [keypoint_loss(x, *rest) for x in (near, far, deep)]
     assert losses[0] > 3 * losses[1] > 0
+    assert losses[2] > 1e-3
+    assert keypoint_loss(deep, *rest[:3], torch.zeros(1)) < 1e-6  # without a mesh nobody knows the depth
+
+
+def test_confidence_says_how_far_off_a_key_point_is() -> None:
+    """The loss is least for a confidence that falls with the error, and is 0 outside of the crop."""
+    true, one = torch.zeros(1, 17, 2), torch.ones(1, 17)
+    true[:, 8:] = 1.5
+    for off, joint, best in ((0.0, 0, 1.0), (0.1, 0, 0.368), (0.0, 10, 0.0)):
+        found = torch.cat([true, torch.zeros(1, 17, 2)], 2)
+        found[:, joint, 0] += off
+        found.requires_grad_(True)
+        keypoint_loss(found, true, one, torch.zeros(1, 17), torch.ones(1)).backward()
+        assert found.grad is not None
+        slope = 0.1 * (0.5 - best) / 17
+        torch.testing.assert_close(found.grad[0, joint, 2].item(), slope, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", [6, 9])
+def test_own_backward_pass_of_depthwise_convolutions_is_exact(side: int) -> None:
+    torch.manual_seed(0)
+    ours = _DepthwiseConv(8, 5).double()
+    plain = torch.nn.Conv2d(8, 8, 5, padding=2, groups=8).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 8, side, side, dtype=torch.float64).to(memory_format=torch.channels_last)
+    results = []
+    for layer in (ours, plain):
+        given = x.clone().requires_grad_(True)
+        layer(given).square().sum().backward()
+        results.append([layer(x), given.grad, layer.weight.grad, layer.bias.grad])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

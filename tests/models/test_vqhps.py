@@ -133,7 +133,7 @@ def test_soft_targets_prefer_near_codes() -> None:
 
 def test_missing_key_points_are_not_looked_at() -> None:
     model = build(sources=("image", "keypoints")).eval()
-    image, keypoints = torch.randn(1, 3, 64, 64), torch.rand(1, 17, 3)
+    image, keypoints = torch.randn(1, 3, 64, 64), torch.rand(1, 17, 4)
     keypoints[:, 5:9, 2] = 0
     moved = keypoints.clone()
     moved[:, 5:9, :2] += 0.5
@@ -146,7 +146,7 @@ def test_missing_key_points_are_not_looked_at() -> None:
 
 def test_key_points_alone_even_when_none_is_seen() -> None:
     model = build(sources=("keypoints",)).eval()
-    output = model.predict(keypoints=torch.zeros(2, 17, 3))
+    output = model.predict(keypoints=torch.zeros(2, 17, 4))
     assert output.logits.isfinite().all() and output.camera.isfinite().all()
     assert not hasattr(model, "backbone")
 

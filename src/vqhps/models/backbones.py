@@ -75,8 +75,8 @@ class Backbone(nn.Module):
         """Whether there is `keypoints`."""
         return isinstance(self.body, BlazePose)
 
-    def keypoints(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 3"]:
-        """COCO-17 in crop coordinates, and the logit of being inside of the crop, from the vector of `forward`."""
+    def keypoints(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 4"]:
+        """COCO-17 in crop coordinates, logit of their confidence, and depth in metres, from the vector of `forward`."""
         return self.body.keypoints(vector)  # type: ignore[operator]
 
     @property

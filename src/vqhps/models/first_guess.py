@@ -9,6 +9,7 @@ from vqhps.body.joints import COCO17
 from vqhps.tokenizer.networks import Residual
 
 MEAN_ROTATION_6D = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # an upright person who faces the camera
+_SURE = 0.1  # a key point so far off, in crop coordinates, is to be trusted by a third
 MEAN_CAMERA = (0.94, 0.0, 0.0)  # 1.7 m fill the crop but for its margin, 2 / (1.25 * 1.7)
 
 
@@ -35,7 +36,7 @@ class FirstGuess(nn.Module):
             self.vector_in = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(dropout), nn.Linear(channels, 1024))
             nn.init.zeros_(self.vector_in[-1].weight)  # type: ignore[arg-type]  # key points first, see `lift`
         if keypoints:
-            self.keypoint_in = nn.Linear(3 * len(COCO17), 1024)
+            self.keypoint_in = nn.Linear(4 * len(COCO17), 1024)
         self.layers = nn.Sequential(Residual(1024), Residual(1024), nn.LayerNorm(1024))
         self.latents = nn.Linear(1024, self.middle.numel())
         self.sharpness = nn.Parameter(torch.zeros_like(self.middle))
@@ -45,13 +46,13 @@ class FirstGuess(nn.Module):
             layer.bias.data = torch.tensor(bias).expand(layer.out_features).clone()
 
     def forward(
-        self, vector: Float[Tensor, "B C"] | None, keypoints: Float[Tensor, "B 17 3"] | None
+        self, vector: Float[Tensor, "B C"] | None, keypoints: Float[Tensor, "B 17 4"] | None
     ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
         """Logits of the codes by their distance from the guess, 6D rotation and camera; in float32."""
         parts = [] if vector is None else [self.vector_in(vector)]
         if keypoints is not None:
-            weighted = torch.cat([keypoints[..., :2] * keypoints[..., 2:], keypoints[..., 2:]], 2)
-            parts.append(self.keypoint_in(weighted.flatten(1)))
+            place, sure, depth = keypoints.split((2, 1, 1), 2)
+            parts.append(self.keypoint_in(torch.cat([place * sure, sure, depth * sure], 2).flatten(1)))
         x = self.layers(sum(parts))
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
@@ -63,23 +64,37 @@ class FirstGuess(nn.Module):
             return 2 * near - (weight[:, None] * codes.square()).sum(2), self.rotation(x), self.camera(x)
 
 
-def disturbed(keypoints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
+def joint_depth(joints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17"]:
+    """Depth of COCO-17 joints in camera axes behind the middle of the hips, metres."""
+    return joints[..., 2] - joints[:, 11:13, 2].mean(1, keepdim=True)
+
+
+def disturbed(keypoints: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
     """True key points as a detector may give them: a few per cent of the crop off, some missing, none from outside."""
     place = keypoints[..., :2] + 0.03 * torch.randn_like(keypoints[..., :2])
+    depth = keypoints[..., 3:] + 0.05 * torch.randn_like(keypoints[..., 3:])
     sure = (keypoints[..., 2] > 0) & (place.abs().amax(-1) < 1) & (torch.rand_like(place[..., 0]) > 0.03)
-    return torch.cat([place * sure[..., None], sure[..., None].to(place.dtype)], 2)
+    return torch.cat([place, torch.ones_like(depth), depth], 2) * sure[..., None]
 
 
-def with_confidence(found: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17 3"]:
+def with_confidence(found: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
     """Found key points with a confidence in [0, 1] in place of its logit."""
-    return torch.cat([found[..., :2], found[..., 2:].sigmoid()], 2)
+    return torch.cat([found[..., :2], found[..., 2:3].sigmoid(), found[..., 3:]], 2)
 
 
 def keypoint_loss(
-    found: Float[Tensor, "B 17 3"], true: Float[Tensor, "B 17 2"], weight: Float[Tensor, "B 17"]
+    found: Float[Tensor, "B 17 4"],
+    true: Float[Tensor, "B 17 2"],
+    weight: Float[Tensor, "B 17"],
+    depth: Float[Tensor, "B 17"],
+    depth_weight: Float[Tensor, "B"],
 ) -> Float[Tensor, ""]:
-    """L1 of key points in crop coordinates, those outside at a quarter, and cross-entropy of being inside."""
+    """L1 of key points in crop coordinates and, at half the weight, of their depths; those outside at a quarter. Added,
+    at a tenth, the cross-entropy of the confidence: 0 outside of the crop, and less than 1 the farther off one is."""
     inside = (true.abs().amax(-1) < 1).to(found.dtype)
     weights = weight * (0.25 + 0.75 * inside)
+    deep = weights * depth_weight[:, None]
     apart = ((found[..., :2] - true).abs().mean(-1) * weights).sum() / weights.sum().clamp(min=1)
-    return apart + 0.1 * functional.binary_cross_entropy_with_logits(found[..., 2], inside)
+    behind = ((found[..., 3] - depth).abs() * deep).sum() / deep.sum().clamp(min=1)
+    sure = inside * (-(found[..., :2].detach() - true).norm(dim=-1) / _SURE).exp()
+    return apart + 0.5 * behind + 0.1 * functional.binary_cross_entropy_with_logits(found[..., 2], sure)

@@ -18,8 +18,8 @@ class Output:
         camera: weak perspective of the crop, `(s, tx, ty)`.
         logits: scores of the codes; `None` for methods without tokens.
         indices: the chosen codes; `None` for methods without tokens.
-        keypoints: COCO-17 as the backbone itself sees them, crop coordinates and logit of being inside of the crop;
-            `None` if it does not.
+        keypoints: COCO-17 as the backbone itself sees them: crop coordinates, logit of the confidence, depth behind the
+            middle of the hips in metres; `None` if it does not.
     """
 
     vertices: Float[Tensor, "B V 3"]
@@ -28,4 +28,4 @@ class Output:
     camera: Float[Tensor, "B 3"]
     logits: Float[Tensor, "B T K"] | None = None
     indices: Int[Tensor, "B T"] | None = None
-    keypoints: Float[Tensor, "B 17 3"] | None = None
+    keypoints: Float[Tensor, "B 17 4"] | None = None

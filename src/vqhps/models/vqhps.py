@@ -20,6 +20,7 @@ from vqhps.models.first_guess import (
     MEAN_ROTATION_6D,
     FirstGuess,
     disturbed,
+    joint_depth,
     keypoint_loss,
     with_confidence,
 )
@@ -116,7 +117,7 @@ class Encoded(NamedTuple):
     logits: Float[Tensor, "B T K"]
     rotation_6d: Float[Tensor, "B 6"]
     camera: Float[Tensor, "B 3"]
-    keypoints: Float[Tensor, "B 17 3"] | None
+    keypoints: Float[Tensor, "B 17 4"] | None
 
 
 class VQHPS(nn.Module):
@@ -183,22 +184,22 @@ class VQHPS(nn.Module):
     def forward(
         self,
         image: Float[Tensor, "B 3 H W"] | None = None,
-        keypoints: Float[Tensor, "B J 3"] | None = None,
+        keypoints: Float[Tensor, "B J 4"] | None = None,
         trunk: Float[Tensor, "B Ct h w"] | None = None,
     ) -> Output:
         """Output on the coarse mesh, for training.
 
         Args:
             image: normalised crops of any size; needed if `image` is among the sources.
-            keypoints: COCO-17 in crop coordinates, and confidence; those without confidence count as missing. Needed
-                if `keypoints` is among the sources.
+            keypoints: COCO-17 in crop coordinates, confidence, and depth in metres (0 if unknown); those without
+                confidence count as missing. Needed if `keypoints` is among the sources.
             trunk: in place of `image`, what the first part of the backbone made of it.
         """
         return self._output(self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
 
     @torch.no_grad()
     def predict(
-        self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 3"] | None = None
+        self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 4"] | None = None
     ) -> Output:
         """Output on the full mesh; see `forward` for the arguments."""
         return self._output(self.encode(image, keypoints), self.config.decode, full=True)
@@ -227,7 +228,7 @@ class VQHPS(nn.Module):
     def encode(
         self,
         image: Float[Tensor, "B 3 H W"] | None,
-        keypoints: Float[Tensor, "B J 3"] | None = None,
+        keypoints: Float[Tensor, "B J 4"] | None = None,
         trunk: Float[Tensor, "B Ct h w"] | None = None,
     ) -> Encoded:
         """What the networks say of crops; see `forward` for the arguments."""
@@ -250,7 +251,7 @@ class VQHPS(nn.Module):
         return Encoded(logits, rotation_6d, camera, found)
 
     def _transform(
-        self, features: Float[Tensor, "B C h w"] | None, keypoints: Float[Tensor, "B J 3"] | None
+        self, features: Float[Tensor, "B C h w"] | None, keypoints: Float[Tensor, "B J 4"] | None
     ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B D"] | None]:
         """The transformer: scores of the codes, and the mean of the key points' tokens in its memory."""
         parts = []
@@ -273,12 +274,12 @@ class VQHPS(nn.Module):
         decoded = self.decoder_norm(self.decoder(queries, memory, sine, hidden))
         return self.token_head(decoded), pooled
 
-    def lift(self, keypoints: Float[Tensor, "B J 3"], vector: Float[Tensor, "B P"] | None = None) -> Output:
+    def lift(self, keypoints: Float[Tensor, "B J 4"], vector: Float[Tensor, "B P"] | None = None) -> Output:
         """What the first guess alone makes of key points, as `forward` takes them, and the backbone's vector."""
         logits, rotation_6d, camera = self.guess(vector, keypoints)
         return self._output(Encoded(logits, rotation_6d, camera, None), self.config.loss.decode, full=False)
 
-    def _shown(self, keypoints: Float[Tensor, "B J 3"] | None, found: Tensor | None) -> Float[Tensor, "B J 3"]:
+    def _shown(self, keypoints: Float[Tensor, "B J 4"] | None, found: Tensor | None) -> Float[Tensor, "B J 4"]:
         """Key points for the memory: those given, or those found; in training, true ones for some samples."""
         if found is None:
             if keypoints is None:
@@ -290,8 +291,8 @@ class VQHPS(nn.Module):
         told = torch.rand(len(own), 1, 1, device=own.device) < self.config.hints
         return torch.where(told, disturbed(keypoints), own)
 
-    def _keypoint_tokens(self, keypoints: Float[Tensor, "B J 3"]) -> tuple[Tensor, Tensor, Tensor]:
-        positions, confidence = (keypoints[..., :2] + 1) / 2, keypoints[..., 2:]
+    def _keypoint_tokens(self, keypoints: Float[Tensor, "B J 4"]) -> tuple[Tensor, Tensor, Tensor]:
+        positions, confidence = (keypoints[..., :2] + 1) / 2, keypoints[..., 2:3]
         missing = confidence[..., 0] <= 0
         features = torch.cat([sine_positions(positions, self.config.dim), confidence], -1) * ~missing[..., None]
         none_seen = missing.all(1, keepdim=True)  # attention needs something to look at: tokens of confidence 0
@@ -321,7 +322,9 @@ class VQHPS(nn.Module):
         }
         losses = {name: (value * has).sum() / has.sum().clamp(min=1) for name, value in per_sample.items()}
         if output.keypoints is not None:
-            losses["keypoints"] = keypoint_loss(output.keypoints, batch["keypoints2d"], visible)
+            losses["keypoints"] = keypoint_loss(
+                output.keypoints, batch["keypoints2d"], visible, joint_depth(joints), has
+            )
         losses["reprojection"] = (reprojection * visible).sum() / visible.sum().clamp(min=1)
         return {name: value * getattr(weights, name) for name, value in losses.items() if getattr(weights, name) > 0}
 

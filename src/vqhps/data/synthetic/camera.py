@@ -6,8 +6,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from vqhps.data.synthetic.character import Mesh
-
 _ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9)
 _NEAREST = 0.25  # metres: no vertex of the main person comes closer
 
@@ -57,16 +55,18 @@ def draw_camera(rng: np.random.Generator) -> Camera:
     return Camera(size, intrinsics, turn.as_matrix() @ np.diag([1.0, -1.0, -1.0]))
 
 
-def place_person(mesh: Mesh, camera: Camera, truncated: bool, rng: np.random.Generator) -> Float[np.ndarray, "3"]:
-    """Where the person's mesh, already turned to camera axes, is put: metres, camera axes.
+def place_person(
+    vertices: Float[np.ndarray, "V 3"], camera: Camera, truncated: bool, rng: np.random.Generator
+) -> Float[np.ndarray, "3"]:
+    """Where a person, already turned to camera axes, is put: metres, camera axes.
 
     Args:
-        mesh: main person, origin at the root joint.
+        vertices: of the main person, metres, origin at the root joint.
         camera: the frame.
         truncated: put part of the person outside of the frame.
         rng: source of all randomness.
     """
-    low, high = bounds(mesh.vertices)
+    low, high = bounds(vertices)
     centre, extent = (low + high) / 2, high - low
     long = float(max(extent[0], extent[1]))
     share = rng.uniform(1.15, 2.6) if truncated else np.exp(rng.uniform(np.log(0.2), np.log(0.9)))

@@ -143,7 +143,7 @@ def _draw_people(assets: Assets, camera: Camera, rng: np.random.Generator) -> li
         rotation = camera.rotation @ world
         if i == 0:
             turned = mesh.moved(rotation, np.zeros(3))
-            at = place_person(turned, camera, truncated, rng)
+            at = place_person(turned.vertices, camera, truncated, rng)
             floor = low
         place = at if i == 0 else at + camera.rotation @ _beside(floor - low, rng)
         mesh = mesh.moved(rotation, place)

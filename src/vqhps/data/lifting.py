@@ -1,0 +1,167 @@
+"""Bodies as key points and tokens, without images: what the first guess learns to lift from.
+
+Some thousand a second where rendering gives some thirty, and of more poses: limbs of different moments are put
+together.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from vqhps.body.anny import AnnyBody, anny_body
+from vqhps.body.model import canonical
+from vqhps.body.topology import random_pose
+from vqhps.crop import crop_matrix
+from vqhps.data.augment import AugmentConfig, random_view
+from vqhps.data.bodies import mirrored
+from vqhps.data.mocap import PoseBank
+from vqhps.data.sample import CROP_SCALE
+from vqhps.data.synthetic.camera import bounds, draw_camera, place_person
+from vqhps.geometry import ray_rotation
+from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
+
+_TRUNCATED = 0.3
+_MIN_JOINTS = 6
+_NEAREST = 0.1  # metres
+_SPARE = 1.25  # bodies drawn for each wanted one: some are too near or too much cut
+_FAR = 3.0  # key points farther out than this, in crop coordinates, say nothing
+_LIKE = 8  # crops alike that errors may come from
+_REACH = 1.5  # farther out, key points differ no more
+_JITTER = 0.05  # radians an axis
+_SHAPES = 20_000
+_MIXING = 0.5  # share of bodies whose limbs come from several poses
+_LIMBS = {  # first bone of each part that may come from another pose, and how often it does in a mixed body
+    "LeftShoulder": 0.7, "RightShoulder": 0.7, "LHipJoint": 0.25, "RHipJoint": 0.25, "LowerBack": 0.4, "Neck": 0.5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LiftingStream:
+    """Labels of bodies before a random camera, as `CropDataset` has them but for the image; endless, fixed by the seed.
+
+    Attributes:
+        bank: poses.
+        tokenizer: for the target tokens.
+        augment: how the crop varies.
+        mixing: share of bodies whose limbs come from several poses.
+    """
+
+    bank: PoseBank
+    tokenizer: MeshVQVAE
+    augment: AugmentConfig = AugmentConfig()
+    mixing: float = _MIXING
+
+    @cached_property
+    def body(self) -> AnnyBody:
+        """The body, on its coarse mesh."""
+        return anny_body("coarse")
+
+    @cached_property
+    def _shapes(self) -> Float[np.ndarray, "N S"]:
+        return self.body.sample_shape(_SHAPES, np.random.default_rng(3))
+
+    @torch.no_grad()
+    def batch(self, count: int, seed: tuple[int, ...]) -> dict[str, Tensor]:
+        """`indices` (B,T), `rotation` (B,3,3), `keypoints2d` (B,17,2), `keypoints_weight` (B,17), `has_mesh` (B,)."""
+        rng = np.random.default_rng(seed)
+        spare = int(np.ceil(_SPARE * count))
+        pose, world = self._poses(spare, rng)
+        shape = torch.from_numpy(self._shapes[rng.integers(_SHAPES, size=spare)])
+        vertices = self.body.forward(torch.from_numpy(pose), shape)
+        joints = (torch.from_numpy(self.body.joint_regressors["coco17"]) @ vertices).numpy()
+        rows: list[int] = []
+        rotations, keypoints = [], []
+        for row in range(spare):
+            seen = self._seen(vertices[row].numpy(), joints[row], world[row], rng)
+            if seen is not None and len(rows) < count:
+                rows.append(row)
+                rotations.append(seen[0])
+                keypoints.append(seen[1])
+        points = np.stack(keypoints).astype(np.float32)
+        return {
+            "indices": self.tokenizer.encode(canonical(vertices[rows])),
+            "rotation": torch.from_numpy(np.stack(rotations).astype(np.float32)),
+            "keypoints2d": torch.from_numpy(points),
+            "keypoints_weight": torch.from_numpy((np.abs(points).max(2) < _FAR).astype(np.float32)),
+            "has_mesh": torch.ones(len(rows)),
+        }
+
+    def _poses(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[Float[np.ndarray, "N K 3 3"], Float[np.ndarray, "N 3 3"]]:
+        """Local rotations and the root's in the world; half of them mirrored."""
+        chosen = rng.integers(len(self.bank), size=count)
+        pose, world = self.bank.pose[chosen].copy(), self.bank.rotation[chosen]
+        mixed = rng.random(count) < self.mixing
+        for limb, rate in _LIMBS.items():
+            rows = np.flatnonzero(mixed & (rng.random(count) < rate))
+            other = rng.integers(len(self.bank), size=len(rows))
+            bones = np.flatnonzero(self._below(limb))
+            pose[np.ix_(rows, bones)] = self.bank.pose[np.ix_(other, bones)]
+        flip = rng.random(count) < 0.5
+        side = np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
+        pose[flip] = mirrored(pose[flip], self.body)
+        world = np.where(flip[:, None, None], side @ world @ side, world)
+        return pose @ random_pose(count, pose.shape[1], rng, _JITTER).numpy(), world
+
+    def _below(self, limb: str) -> Bool[np.ndarray, "K"]:
+        """Bones of a part: its first bone and those that hang on it, for the back without arms, neck and head."""
+        inside = np.zeros(len(self.body.bone_names), bool)
+        for bone, (name, parent) in enumerate(zip(self.body.bone_names, self.body.bone_parents, strict=True)):
+            inside[bone] = name == limb or (parent >= 0 and inside[parent] and name not in _LIMBS)
+        return inside
+
+    def _seen(
+        self,
+        vertices: Float[np.ndarray, "V 3"],
+        joints: Float[np.ndarray, "17 3"],
+        world: Float[np.ndarray, "3 3"],
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rotation canonical -> crop's camera, and key points in its coordinates; None if too little is in view."""
+        camera = draw_camera(rng)
+        yaw = Rotation.from_euler("y", rng.uniform(-np.pi, np.pi)).as_matrix()
+        rotation = camera.rotation @ yaw @ world
+        turned = vertices @ rotation.T.astype(np.float32)
+        place = place_person(turned, camera, bool(rng.random() < _TRUNCATED), rng)
+        placed = turned + place
+        pixels = camera.project(joints @ rotation.T + place)
+        if placed[:, 2].min() < _NEAREST or camera.inside(pixels).sum() < _MIN_JOINTS:
+            return None
+        outline = camera.project(placed)
+        low, high = bounds(outline[camera.inside(outline)])
+        center, size = (low + high) / 2, CROP_SCALE * float((high - low).max())
+        turn = ray_rotation(center[None], camera.intrinsics[:1, 0], camera.intrinsics[None, :2, 2])[0]
+        view = random_view(center, size, replace(self.augment, p_flip=0.0), rng)
+        matrix = crop_matrix(view.center, view.size, 2, view.angle_deg)
+        return view.rotated(turn.T @ rotation), pixels @ matrix[:, :2].T + matrix[:, 2] - 1
+
+
+class FoundErrors:
+    """The errors of found key points, moved to other bodies: those of a crop whose key points lie much alike.
+
+    Args:
+        true: key points of some crops, as `VQHPS.forward` takes them.
+        found: those that a network finds there, with confidences.
+    """
+
+    def __init__(self, true: Float[Tensor, "N 17 4"], found: Float[Tensor, "N 17 4"]) -> None:
+        self.places = self._places(true)
+        self.errors = (found - true) * found.new_tensor([1.0, 1.0, 0.0, 1.0])
+        self.confidence = found[..., 2]
+
+    def __call__(self, true: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
+        """Found key points as they might be of these true ones; draws from torch's random numbers."""
+        near = torch.cdist(self._places(true), self.places).topk(_LIKE, largest=False).indices
+        chosen = near.gather(1, torch.randint(_LIKE, (len(true), 1), device=near.device))[:, 0]
+        moved = true + self.errors[chosen]
+        return torch.cat([moved[..., :2], self.confidence[chosen][..., None], moved[..., 3:]], 2)
+
+    @staticmethod
+    def _places(keypoints: Float[Tensor, "N 17 4"]) -> Float[Tensor, "N 51"]:
+        return torch.cat([keypoints[..., :2].clamp(-_REACH, _REACH), keypoints[..., 3:]], 2).flatten(1)

@@ -1,0 +1,105 @@
+"""First part of training an image model whose backbone finds key points: the backbone alone, on those and their depths.
+
+Fresh crops in every step. Only the first layers, which see edges and colours, stay as they came.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from vqhps.data.crops import CropDataset
+from vqhps.data.sample import CROP_SCALE, Shards
+from vqhps.geometry import rotate
+from vqhps.models.blazepose import BlazePose
+from vqhps.models.first_guess import joint_depth, keypoint_loss
+from vqhps.models.vqhps import VQHPS
+from vqhps.training_state import RelativeAdamW, rate_share, resume_state, save_state
+
+if TYPE_CHECKING:
+    from vqhps.training_image import ImageTrainingConfig
+
+log = logging.getLogger(__name__)
+
+_STILL = 7  # first layers of the trunk that are not trained: up to stride 8
+
+
+def train_keypoints(model: VQHPS, shards: Shards, tokens: np.ndarray, config: "ImageTrainingConfig") -> None:
+    """Train the backbone of a model in place; a stopped run goes on exactly.
+
+    Args:
+        model: whose backbone is BlazePose.
+        shards: samples; the last `config.validation` are held back.
+        tokens: of all samples, from `shard_tokens`.
+        config: `keypoint_steps`, `keypoint_batch`, `keypoint_rate`, and what it shares with the rest of the training.
+    """
+    out = Path(config.out) / "keypoints"
+    body: BlazePose = model.backbone.body  # type: ignore[assignment]
+    steps, size = config.keypoint_steps, config.keypoint_batch
+    device = next(model.parameters()).device
+    body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    body.requires_grad_(True)
+    for layer in body.trunk[:_STILL]:
+        layer.requires_grad_(False)
+    trained = [p for p in body.parameters() if p.requires_grad]
+    optimizer = RelativeAdamW(trained, weight_decay=0.0)
+    average = AveragedModel(body, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    modules: dict[str, nn.Module] = {"model": body, "average": average}
+    start = resume_state(out, config, modules, optimizer)
+    order = keypoint_rows(shards, len(shards) - config.validation, config.cut_copies)
+    crops = CropDataset(shards, order, tokens, config.image_size, config.augment, config.seed + 5, steps * size)
+    batches = DataLoader(
+        Subset(crops, range(start * size, steps * size)), size, num_workers=config.workers, generator=torch.Generator()
+    )
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc="key points", mininterval=2)
+    saved, running = time.monotonic(), 0.0
+    for step, batch in zip(bar, batches, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = config.keypoint_rate * rate_share(step, config.warmup, steps)
+        loss = _loss(model, {name: value.to(device) for name, value in batch.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        average.update_parameters(body)
+        running = 0.98 * running + 0.02 * loss.item() if running else loss.item()
+        bar.set_postfix_str(f"loss {running:.3f}", refresh=False)
+        if time.monotonic() - saved > 60 * config.save_minutes or step + 1 == steps:
+            save_state(out, config, step + 1, modules, optimizer)
+            saved = time.monotonic()
+    body.load_state_dict(average.module.state_dict())
+    model.backbone.freeze(config.model.frozen_stages)
+
+
+def keypoint_rows(shards: Shards, count: int, cut_copies: int) -> Int[np.ndarray, "R"]:
+    """The first `count` samples, people cut by the frame `cut_copies` times: they are few and the hardest."""
+    labels, rows = shards.labels, np.arange(count)
+    scale = (labels["stored"] / labels["crop"][:, 2])[:, None]
+    low, high = ((labels["box"][:, i : i + 2] - labels["crop"][:, :2]) * scale for i in (0, 2))
+    middle = (low + high + labels["stored"][:, None]) / 2
+    half = CROP_SCALE * (high - low).max(1) / 2
+    apart = np.abs(labels["keypoints2d"] - middle[:, None]).max((1, 2))
+    return np.concatenate([rows, *[rows[apart[:count] >= half[:count]]] * (cut_copies - 1)])
+
+
+def _loss(model: VQHPS, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
+    body: BlazePose = model.backbone.body  # type: ignore[assignment]
+    image = model.normalise(batch["image"]).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16):
+        early = body.trunk[:_STILL](image)
+    _, vector = body.from_trunk(body.trunk[_STILL:](early.float()))
+    with torch.no_grad():
+        canonical = model.tokenizer.decode(batch["indices"])
+        joints = rotate(batch["rotation"], model.tokenizer.regressor("coco17") @ canonical)
+    return keypoint_loss(
+        model.backbone.keypoints(vector), batch["keypoints2d"], batch["keypoints_weight"], joint_depth(joints),
+        batch["has_mesh"],
+    )  # fmt: skip
