@@ -1,0 +1,217 @@
+"""Commands of `vqhps` that need the extra `train`: training, measuring, preparing data, exporting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from vqhps.errors import VqhpsError
+
+
+@dataclass
+class Recipe:
+    """A run that a recipe describes."""
+
+    recipe: str
+    """A YAML file, or the name of a shipped recipe."""
+    data_root: Path | None = None
+    """Folder of the data, instead of the recipe's."""
+    out: Path | None = None
+    """Folder of the run, instead of the recipe's."""
+    steps: int | None = None
+    """Steps in all, instead of the recipe's."""
+
+    def load(self, config_class: type[Any], data_field: str) -> Any:
+        """The recipe with what the command line changes."""
+        import dataclasses
+
+        from vqhps.config import load_yaml
+
+        path = Path(self.recipe)
+        shipped = Path(__file__).parent / "recipes" / f"{self.recipe}.yaml"
+        if not path.exists() and not shipped.exists():
+            names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
+            raise VqhpsError(f"no recipe {self.recipe}; shipped are {names}")
+        config = load_yaml(config_class, path if path.exists() else shipped)
+        changes: dict[str, Any] = {
+            data_field: self.data_root and str(self.data_root),
+            "out": self.out and str(self.out),
+        }
+        changes["steps"] = self.steps
+        return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+
+
+@dataclass
+class TrainTokenizer(Recipe):
+    """Train a Mesh-VQ-VAE, on the default body or on your meshes; a stopped run goes on where it stopped."""
+
+    recipe: str = "tokenizer"
+    meshes: Path | None = None
+    """Registered meshes (.npz of vertices and faces), instead of the recipe's data."""
+
+    def run(self) -> int:
+        """Print the checkpoint."""
+        import dataclasses
+
+        from vqhps.training import TokenizerTrainingConfig, train_tokenizer
+
+        config = self.load(TokenizerTrainingConfig, "data_root")
+        print(train_tokenizer(dataclasses.replace(config, meshes=str(self.meshes)) if self.meshes else config))
+        return 0
+
+
+@dataclass
+class TrainImageModel(Recipe):
+    """Train an image model on prepared shards (--data-root: their folder); a stopped run goes on where it stopped."""
+
+    recipe: str = "vqhps-blazepose"
+
+    def run(self) -> int:
+        """Print the checkpoint."""
+        from vqhps.training_image import ImageTrainingConfig, train_image_model
+
+        print(train_image_model(self.load(ImageTrainingConfig, "shards")))
+        return 0
+
+
+@dataclass
+class Evaluate:
+    """Measure a model, the tokenizer or the detector on held-out data."""
+
+    data: tyro.conf.Positional[Literal["synthetic-test", "coco-free", "tokenizer", "detector"]]
+    """synthetic-test and coco-free measure an image model."""
+    root: Path
+    """Folder of the shards, of the photos, or (tokenizer) the one that holds mocap/; or .npz of meshes."""
+    bundle: Path | None = None
+    """ONNX bundle of an image model; the shipped one by default."""
+    checkpoint: Path | None = None
+    """Checkpoint of the tokenizer, or of an image model that holds it."""
+    mean_body: bool = False
+    """Measure the prediction that is always the mean body instead of a model."""
+    out: Path | None = None
+    """Folder for results.csv (a row a sample) and results.json."""
+    figures: Path | None = None
+    """Folder for pictures of what a tokenizer gets wrong and of what its tokens govern."""
+
+    def run(self) -> int:
+        """Print the summary as JSON."""
+        print(json.dumps(self._measure(), indent=1))
+        return 0
+
+    def _measure(self) -> dict[str, Any]:
+        if self.data == "detector":
+            from vqhps.evaluation.detector import evaluate_detector
+            from vqhps.runtime.detect import BlazePoseDetector
+
+            return evaluate_detector(BlazePoseDetector(), self.root)
+        if self.data == "tokenizer":
+            from vqhps.evaluation.tokenizer import evaluate_tokenizer
+
+            if self.checkpoint is None:
+                raise VqhpsError("name the tokenizer with --checkpoint")
+            return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures)
+        from vqhps.data.sample import Shards, find_shards
+        from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_synthetic, mean_body_model
+        from vqhps.runtime.bundle import Bundle, default_bundle
+
+        bundle = Bundle.load(self.bundle) if self.bundle else default_bundle()
+        model, size = (mean_body_model() if self.mean_body else bundle_model(bundle)), bundle.info.input_size
+        if self.data == "coco-free":
+            return evaluate_coco(model, size, self.root, self.out)
+        return evaluate_synthetic(model, size, Shards(find_shards(self.root, "test")), self.out)
+
+
+@dataclass
+class EvaluateRateDistortion:
+    """Fit tokenizers of many sizes to the same bodies: bits a mesh against the error, as a table and a plot."""
+
+    root: Path
+    """Folder that holds mocap/."""
+    out: Path
+    """Folder for rate_distortion.csv and rate_distortion.png; a stopped run goes on there."""
+    latents: tuple[int, ...] = (27, 54, 108)
+    """Latents a mesh."""
+    codes: tuple[int, ...] = (256, 512, 1024)
+    """Codes a codebook."""
+    depths: tuple[int, ...] = (1, 2, 4)
+    """Levels of residual quantization."""
+    bodies: int = 20_480
+    """Bodies to fit to."""
+
+    def run(self) -> int:
+        """Print the table as JSON, a row a line."""
+        from dataclasses import asdict
+
+        from vqhps.evaluation.rate_distortion import rate_distortion
+
+        for point in rate_distortion(self.root, self.out, self.latents, self.codes, self.depths, self.bodies):
+            print(json.dumps(asdict(point)))
+        return 0
+
+
+@dataclass
+class PrepareSynthetic:
+    """Render people into WebDataset shards; a stopped run goes on where it stopped."""
+
+    out: Path
+    """Folder for the shards."""
+    data_root: Path
+    """Folder that holds mocap/, clothes/ and backgrounds/."""
+    split: Literal["train", "test"] = "train"
+    """Which subjects, garments, skins and panoramas."""
+    count: int = 50_000
+    """Images."""
+    seed: int = 0
+    """Of everything random."""
+    workers: int = 2
+    """Processes."""
+    shard_size: int = 500
+    """Images a shard."""
+
+    def run(self) -> int:
+        """Print the index."""
+        from vqhps.data.synthetic.prepare import prepare_synthetic
+
+        arguments = (self.out, self.data_root, self.split, self.count, self.seed, self.workers, self.shard_size)
+        print(prepare_synthetic(*arguments))
+        return 0
+
+
+@dataclass
+class Export:
+    """Turn a checkpoint into an ONNX bundle, checked against torch before it is written."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Folder of an image model or a tokenizer."""
+    out: Path
+    """Folder of the bundle."""
+    tokenizer: bool = False
+    """Export the tokenizer that an image model holds instead of the model."""
+    input_size: int | None = None
+    """Side of the crops, px; by default what the backbone needs, or 224."""
+    training_data: str = "unknown"
+    """One line for the bundle's metadata."""
+
+    def run(self) -> int:
+        """Print what the checks found."""
+        from dataclasses import asdict
+
+        from vqhps.checkpoint import load_checkpoint
+        from vqhps.export import ExportConfig, export_bundle
+        from vqhps.export_tokenizer import export_tokenizer
+        from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
+
+        model: Any = load_checkpoint(self.checkpoint)
+        if self.tokenizer or isinstance(model, MeshVQVAE):
+            tokenizer = model if isinstance(model, MeshVQVAE) else model.tokenizer
+            report = export_tokenizer(tokenizer, self.out, self.training_data)
+            print(json.dumps(asdict(report), indent=1))
+            return 0
+        size = self.input_size or model.backbone.input_size or 224
+        config = ExportConfig(input_size=size, training_data=self.training_data)
+        print(json.dumps(asdict(export_bundle(model, self.out, config)), indent=1))
+        return 0
