@@ -84,6 +84,7 @@ def test_it_learns_says_so_and_is_evaluated(tmp_path, meshes, capsys):
     assert main([*command, "--out", str(tmp_path / "out"), "--figures", str(tmp_path / "figures")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["PVE_mm"] == pytest.approx(rows[-1]["pve_mm"], abs=0.05) and found["bodies"] == 20
+    assert 0.5 < found["PVE_mm by surface"] / found["PVE_mm"] < 2 and "PVE_mm head" not in found
     assert found["perplexity share of K"] == pytest.approx(found["perplexity"] / 16)
     assert found["codes"] == 96 and found["codes unused by 32,768 training bodies"] == 0
     assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 21

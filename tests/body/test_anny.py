@@ -31,6 +31,14 @@ def test_body_axes_are_left_up_front(body):
     assert np.abs(body.rest_joints[0]).max() < 1e-6
 
 
+def test_parts_share_out_the_body(body):
+    assert (np.sum(list(body.parts.values()), axis=0) == 1).all()
+    height = {part: body.template[mask, 1] for part, mask in body.parts.items()}
+    out = {part: np.abs(body.template[mask, 0]) for part, mask in body.parts.items()}
+    assert height["head"].min() > height["legs"].max() > height["feet"].max() - 0.05
+    assert out["hands"].min() > out["torso"].max() and height["feet"].max() < height["torso"].min()
+
+
 def test_rest_pose_gives_the_template(body):
     pose = torch.eye(3).expand(2, 31, 3, 3)
     vertices = body.forward(pose, torch.full((2, 6), 0.5)).numpy()

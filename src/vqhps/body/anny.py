@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vqhps.body.joints import anny_joint_regressors
@@ -18,6 +18,16 @@ from vqhps.body.joints import anny_joint_regressors
 Mesh = Literal["full", "coarse", "base"]
 
 # Anny is x to the subject's left, y to the back, z up.
+_PARTS = {  # by the bone that moves a vertex most; bones not named here are the torso's
+    "head": ("Neck", "Neck1", "Head"),
+    "arms": ("LeftArm", "RightArm", "LeftForeArm", "RightForeArm"),
+    "hands": (
+        "LeftHand", "RightHand", "LThumb", "RThumb", "LeftFingerBase", "RightFingerBase", "LeftHandFinger1",
+        "RightHandFinger1",
+    ),
+    "legs": ("LeftUpLeg", "RightUpLeg", "LeftLeg", "RightLeg"),
+    "feet": ("LeftFoot", "RightFoot", "LeftToeBase", "RightToeBase"),
+}  # fmt: skip
 _TO_BODY_AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
@@ -58,6 +68,14 @@ class AnnyBody:
     def joint_regressors(self) -> dict[str, Float[np.ndarray, "J V"]]:
         """Named linear maps from vertices to joints: `coco17` and `h36m17`."""
         return anny_joint_regressors(self)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Bool[np.ndarray, "V"]]:
+        """Which vertices belong to the head, the arms, the hands, the legs, the feet, and the torso."""
+        model = self.model
+        bone = model.vertex_bone_indices.gather(1, model.vertex_bone_weights.argmax(1, keepdim=True))[:, 0].numpy()
+        masks = {part: np.isin(bone, [self.bone_names.index(n) for n in names]) for part, names in _PARTS.items()}
+        return {**masks, "torso": ~np.any(list(masks.values()), axis=0)}
 
     @torch.no_grad()
     def forward(self, pose: Float[Tensor, "B K 3 3"], shape: Float[Tensor, "B S"]) -> Float[Tensor, "B V 3"]:

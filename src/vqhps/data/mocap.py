@@ -21,6 +21,7 @@ from vqhps.geometry import matrix_from_quaternion
 log = logging.getLogger(__name__)
 
 MOCAP_TEST_SUBJECTS = ("06", "13", "49", "55", "93", "135")
+EVERYDAY_TEST_CLIPS = ("cmu/06_01", "cmu/49_01", "cmu/55_04")  # their walking; nobody of them stands about or sits
 Split = Literal["train", "test"]
 Source = Literal["cmu", "dance", "deepmimic", "makehuman"]
 SOURCES: tuple[Source, ...] = ("cmu", "dance", "deepmimic", "makehuman")

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vqhps.body.anny import anny_body
 from vqhps.data.bodies import BodyStream, test_bodies
 from vqhps.data.meshes import MeshFile
-from vqhps.data.mocap import load_poses
+from vqhps.data.mocap import EVERYDAY_TEST_CLIPS, load_poses
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.figures import draw_figures
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
@@ -19,9 +20,11 @@ from vqhps.tokenizer.quantizer import perplexity
 
 
 class TokenizerErrors(TypedDict):
-    """`pve_mm` (N,): mean vertex error of each body on the full mesh; `perplexity`: codes in use, mean over tokens."""
+    """`pve_mm` (N,): mean vertex error of each body on the full mesh; `vertices_mm` (V,): mean error of each vertex;
+    `perplexity`: codes in use, mean over tokens."""
 
     pve_mm: Float[Tensor, "N"]
+    vertices_mm: Float[Tensor, "V"]
     perplexity: float
 
 
@@ -40,14 +43,18 @@ def tokenizer_errors(
     training = model.training
     model.eval()
     errors, tokens = [], []
+    by_vertex = torch.zeros(full.shape[1])
     for small, large in zip(coarse.split(batch), full.split(batch), strict=True):
         indices = model.encode(small)
         rebuilt = model.upsample(model.decode(indices))
         rebuilt = rebuilt - rebuilt.mean(1, keepdim=True)
-        errors.append(1000 * (rebuilt - large).norm(dim=-1).mean(1))
+        apart = 1000 * (rebuilt - large).norm(dim=-1)
+        errors.append(apart.mean(1))
+        by_vertex += apart.sum(0)
         tokens.append(indices)
     model.train(training)
-    return {"pve_mm": torch.cat(errors), "perplexity": perplexity(torch.cat(tokens), model.num_codes)}
+    used = perplexity(torch.cat(tokens), model.num_codes)
+    return {"pve_mm": torch.cat(errors), "vertices_mm": by_vertex / len(full), "perplexity": used}
 
 
 @torch.no_grad()
@@ -62,7 +69,7 @@ def unused_codes(model: MeshVQVAE, stream: BodyStream | MeshFile, batches: int =
 
 
 def evaluate_tokenizer(
-    checkpoint: Path, root: Path, out: Path | None = None, figures: Path | None = None
+    checkpoint: Path, root: Path, out: Path | None = None, figures: Path | None = None, dance: bool = False
 ) -> dict[str, Any]:
     """PVE of a tokenizer on held-out bodies, on the full mesh, mm, and the use of its codes.
 
@@ -71,11 +78,12 @@ def evaluate_tokenizer(
         root: folder that holds `mocap/`, or an `.npz` of registered meshes.
         out: folder for `results.csv`, a row a body.
         figures: folder for pictures, see `evaluation.figures`.
+        dance: the default body: measure on the dance and martial arts set, for tokenizers trained without it.
     """
     from vqhps.checkpoint import load_tokenizer
 
     model = load_tokenizer(checkpoint)
-    data, stream, coarse, full, names = _held_out(root)
+    data, stream, coarse, full, names = _held_out(root, dance)
     expected = model.mesh.get_buffer("template").shape
     if coarse.shape[1:] != expected:
         raise VqhpsError(f"{root} holds bodies of {coarse.shape[1]} vertices, the tokenizer reads {expected[0]}")
@@ -93,6 +101,7 @@ def evaluate_tokenizer(
         "data": data,
         "bodies": len(pve),
         "PVE_mm": pve.mean().item(),
+        **_weighted(model, full, errors, names, root),
         "PVE_mm median": pve.median().item(),
         "PVE_mm 95%": pve.quantile(0.95).item(),
         "PVE_mm worst": pve.max().item(),
@@ -104,13 +113,32 @@ def evaluate_tokenizer(
     }
 
 
-def _held_out(root: Path) -> tuple[str, BodyStream | MeshFile, Tensor, Tensor, Sequence[str]]:
+def _weighted(
+    model: MeshVQVAE, full: Float[Tensor, "N V 3"], errors: TokenizerErrors, names: Sequence[str], root: Path
+) -> dict[str, float]:
+    """Errors weighted by the surface of each vertex, of each part of the body, and of everyday motion, mm."""
+    apart, faces = errors["vertices_mm"], model.mesh.get_buffer("faces")
+    a, b, c = (full[0][faces[:, i]] for i in range(3))
+    areas = torch.linalg.cross(b - a, c - a).norm(dim=1)
+    surface = torch.zeros(len(apart)).index_add_(0, faces.flatten(), areas.repeat_interleave(3))
+    found = {"PVE_mm by surface": ((apart * surface).sum() / surface.sum()).item()}
+    if root.suffix == ".npz":
+        return found
+    found |= {f"PVE_mm {part}": apart[torch.from_numpy(mask)].mean().item() for part, mask in anny_body().parts.items()}
+    everyday = torch.tensor([name in EVERYDAY_TEST_CLIPS for name in names])
+    return {**found, "PVE_mm walking": errors["pve_mm"][everyday].mean().item()} if everyday.any() else found
+
+
+def _held_out(root: Path, dance: bool) -> tuple[str, BodyStream | MeshFile, Tensor, Tensor, Sequence[str]]:
     """What the data are, training bodies, held-out coarse and full ones, and their names."""
     if root.suffix == ".npz":
         file = MeshFile.open(root)
         held = file.held_out()
         names = [f"mesh {i}" for i in range(file.training_count, len(file.vertices))]
         return f"the last {len(held)} meshes of {root.name}", file, held, held, names
-    coarse, full, clips = test_bodies(root)
+    coarse, full, clips = test_bodies(root, dance=dance)
+    if dance:
+        stream = BodyStream(load_poses(root, "train", 0.06, ("cmu", "deepmimic", "makehuman")))
+        return "dance and martial arts; full mesh, centred", stream, coarse, full, clips
     stream = BodyStream(load_poses(root, "train", 0.06))
     return "CMU subjects 06, 13, 49, 55, 93, 135; full mesh, centred", stream, coarse, full, clips
