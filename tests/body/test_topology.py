@@ -22,7 +22,7 @@ def test_every_vertex_reaches_a_token():
     levels = build_hierarchy(body.template, body.faces, (400, 150, 54))
     sizes = [len(level.conv) for level in levels]
     assert sizes == [1229, 400, 150, 54]
-    for fine, size in zip(levels[:-1], sizes, strict=False):
+    for fine, size in zip(levels[:-1], sizes[:-1], strict=True):
         assert set(fine.pool.ravel()) == set(range(size))
         assert len(fine.unpool) == size
         assert (fine.conv[:, 0] == np.arange(size)).all()

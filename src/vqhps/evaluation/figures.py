@@ -81,7 +81,7 @@ def _tokens(model: MeshVQVAE, indices: Int[Tensor, "1 T"]) -> UInt8[np.ndarray, 
     rows = []
     for start in range(0, count, _COLUMNS):
         part = moved[start : start + _COLUMNS]
-        labels = [f"token {t}: {m.max():.0f} mm" for t, m in zip(tokens[start:], part, strict=False)]
+        labels = [f"token {t}: {m.max():.0f} mm" for t, m in zip(tokens[start : start + _COLUMNS], part, strict=True)]
         colors = [_color(m / m.max().clip(1e-6)) for m in part]
         rows.append(_labelled(render_row([body] * len(part), faces, colors, _ROW_PX), labels))
     return _stacked(rows, "root mean square movement over all codes of one token: 0 to the maximum above each body")

@@ -26,7 +26,11 @@ _BATCH = 512
 _CODE_DIM = {1: 3, 2: 5, 4: 6}  # of a depth: more bits a latent pay for more components
 _WHOLE = ("latents", "codes", "depth", "code_dim", "bits")
 _MEAN_OF_RMS = math.sqrt(8 / (3 * math.pi))  # mean length of an isotropic normal error over its root mean square
-PUBLISHED = (486, 4.7)  # bits, mm: Mesh-VQ-VAE on SMPL and AMASS (VQ-HPS, ECCV 2024)
+_MARKERS = "osDv"
+_OTHERS = (  # bits, mm
+    ("Mesh-VQ-VAE, published (SMPL)", 486, 4.7, "*"),  # VQ-HPS, ECCV 2024
+    ("108 components in 54 pairs", 486, 5.0, "x"),  # product quantizer without a network, on this body
+)
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,14 @@ def plot(points: Sequence[Point], bound: Sequence[tuple[float, float]], path: Pa
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(*zip(*bound, strict=True), color="0.6", linestyle="--", label="Gaussian bound")
-    for depth, marker in zip(sorted({p.depth for p in points}), "osD", strict=False):
+    for name, bits, error, marker in _OTHERS:
+        axes.plot([bits], [error], marker, color="black", markersize=10, label=name)
+    for number, depth in enumerate(sorted({p.depth for p in points})):
+        marker = _MARKERS[number % len(_MARKERS)]
         mine = [p for p in points if p.depth == depth]
         axes.plot([p.bits for p in mine], [p.pve_mm for p in mine], marker, label=f"depth {depth}", alpha=0.8)
         for p in mine:
             axes.annotate(f"{p.latents}x{p.codes}", (p.bits, p.pve_mm), (4, 3), textcoords="offset points", fontsize=6)
-    axes.plot(*PUBLISHED, "k*", markersize=12, label="Mesh-VQ-VAE, published (SMPL)")
     axes.set(xlabel="bits a mesh", ylabel="PVE, mm", xscale="log", yscale="log", xlim=(180, 5000), ylim=(0.3, 20))
     ticks = (250, 500, 1000, 2000, 4000)
     axes.set_xticks(ticks, [str(t) for t in ticks])
