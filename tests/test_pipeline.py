@@ -3,6 +3,8 @@
 Real body, real backbone (random weights at 64 px), real ONNX Runtime, real files; only small.
 """
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from painted_people import write_shard
+from vqhps import training_guess, training_image
 from vqhps.checkpoint import load_checkpoint
 from vqhps.cli import main
-from vqhps.data.mocap import _CMU_REST
+from vqhps.data.lifting import FoundErrors
+from vqhps.data.mocap import _CMU_REST, load_poses
 from vqhps.data.sample import Shards
 from vqhps.evaluation.run import bundle_model, evaluate_synthetic
 from vqhps.export import ExportConfig, export_bundle
@@ -131,6 +135,28 @@ def test_tokenizer_resumes_exactly(work, tokenizer, monkeypatch):
     assert same_weights(work / "tokenizer", work / "again")
     rows = [json.loads(line) for line in (work / "again" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 6]
+
+
+def test_the_way_of_the_shipped_recipe(work, tokenizer, monkeypatch):
+    """Key points, lifting of motion capture, what the backbone sees, the transformer; a backbone of random weights."""
+    monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
+    monkeypatch.setattr(training_guess, "load_poses", functools.partial(load_poses, sources=("cmu",)))
+    model = VQHPSConfig(
+        backbone="blazepose", frozen_stages=3, sources=("image", "keypoints"), hints=0.2, first_guess=True, dim=32,
+        heads=2, hidden=32,
+    )  # fmt: skip
+    config = dataclasses.replace(
+        image_config(work / "shards", tokenizer, work / "shipped"), model=model, image_size=256, final_image_size=256,
+        keypoint_steps=1, keypoint_batch=2, cut_copies=2, motion=str(work), lifting_steps=2, lifting_batch=4,
+        kept_views=1, guess_steps=2, steps=2, batch_size=2, validate_every=2,
+    )  # fmt: skip
+    seen = []
+    original = FoundErrors.__call__
+    monkeypatch.setattr(FoundErrors, "__call__", lambda self, true: seen.append(len(true)) or original(self, true))
+    after = load_checkpoint(train_image_model(config), "vqhps")
+    assert seen == [4, 4]  # each step of the guess's second training saw other bodies with found errors
+    assert after.token_head.scores.weight.abs().max() > 0
+    assert json.loads((work / "shipped" / "log.jsonl").read_text())["pve_argmax_mm"] > 0
 
 
 def test_training_moves_the_weights(trained, work, tokenizer):

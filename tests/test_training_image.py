@@ -133,6 +133,10 @@ def test_kept_features_need_a_frozen_part(folder: Path, monkeypatch: pytest.Monk
             recipe(folder, "a", kept_views=1, model=VQHPSConfig(backbone="blazepose", dim=32, heads=4, hidden=64),
                    image_size=256, final_image_size=256)
         )  # fmt: skip
+    with pytest.raises(VqhpsError, match="keypoint_steps needs a backbone that finds key points"):
+        train_image_model(recipe(folder, "a", keypoint_steps=1))
+    with pytest.raises(VqhpsError, match="no folder nowhere/mocap"):
+        train_image_model(recipe(folder, "a", motion="nowhere"))
     with pytest.raises(VqhpsError, match="lifting_steps needs"):
         train_image_model(recipe(folder, "a", lifting_steps=1))
     with pytest.raises(VqhpsError, match="cannot be kept: only those of blazepose"):

@@ -131,7 +131,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     shards = Shards(_shards_of_run(out, Path(config.shards)))
     tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
     if config.keypoint_steps and not (out / "state.pt").exists():
-        train_keypoints(model, shards, tokens, config)
+        train_keypoints(model.to(fabric.device), shards, tokens, config)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.average), use_buffers=True)
     modules = {"model": model, "average": average}
@@ -177,6 +177,10 @@ def _check(config: ImageTrainingConfig) -> None:
     lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
     if config.keypoint_steps and config.model.backbone != "blazepose":
         raise VqhpsError("keypoint_steps needs a backbone that finds key points: blazepose")
+    if config.motion and not (Path(config.motion) / "mocap").is_dir():
+        raise VqhpsError(
+            f"no folder {config.motion}/mocap; set motion to the folder that holds mocap/, see docs/data.md"
+        )
     if config.lifting_steps and not lifts:
         raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
     if config.transformer_from and not config.model.first_guess:

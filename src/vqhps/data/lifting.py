@@ -67,7 +67,12 @@ class LiftingStream:
 
     @torch.no_grad()
     def batch(self, count: int, seed: tuple[int, ...]) -> dict[str, Tensor]:
-        """`indices` (B,T), `rotation` (B,3,3), `keypoints2d` (B,17,2), `keypoints_weight` (B,17), `has_mesh` (B,)."""
+        """`indices` (B,T), `rotation` (B,3,3), `keypoints2d` (B,17,2), `keypoints_weight` (B,17), `has_mesh` (B,).
+
+        Args:
+            count: bodies; now and then a few less come, where too many drawn ones were out of view.
+            seed: fixes the batch.
+        """
         rng = np.random.default_rng(seed)
         spare = int(np.ceil(_SPARE * count))
         pose, world = self._poses(spare, rng)
@@ -157,8 +162,9 @@ class FoundErrors:
 
     def __call__(self, true: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
         """Found key points as they might be of these true ones; draws from torch's random numbers."""
-        near = torch.cdist(self._places(true), self.places).topk(_LIKE, largest=False).indices
-        chosen = near.gather(1, torch.randint(_LIKE, (len(true), 1), device=near.device))[:, 0]
+        count = min(_LIKE, len(self.places))
+        near = torch.cdist(self._places(true), self.places).topk(count, largest=False).indices
+        chosen = near.gather(1, torch.randint(count, (len(true), 1), device=near.device))[:, 0]
         moved = true + self.errors[chosen]
         return torch.cat([moved[..., :2], self.confidence[chosen][..., None], moved[..., 3:]], 2)
 
