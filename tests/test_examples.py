@@ -32,7 +32,7 @@ def test_predict_photo(tmp_path):
 def test_shipped_recipes_fit_their_settings():
     from vqhps.config import load_yaml
     from vqhps.training import TokenizerTrainingConfig
-    from vqhps.training_image import ImageTrainingConfig
+    from vqhps.training_config import ImageTrainingConfig
 
     recipes = sorted((ROOT / "src/vqhps/recipes").glob("*.yaml"))
     assert len(recipes) >= 3

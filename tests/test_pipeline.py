@@ -27,7 +27,8 @@ from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.runtime.bundle import Bundle
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
 from vqhps.training import TokenizerTrainingConfig, train_tokenizer
-from vqhps.training_image import ImageTrainingConfig, train_image_model
+from vqhps.training_config import ImageTrainingConfig
+from vqhps.training_image import train_image_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning"

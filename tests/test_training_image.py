@@ -16,7 +16,8 @@ from vqhps.data.crops import crop_keypoints, shard_tokens
 from vqhps.data.sample import Shards, find_shards
 from vqhps.errors import VqhpsError
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
-from vqhps.training_image import ImageTrainingConfig, train_image_model
+from vqhps.training_config import ImageTrainingConfig
+from vqhps.training_image import train_image_model
 from vqhps.training_keypoints import keypoint_rows, train_keypoints
 
 pytestmark = pytest.mark.filterwarnings("ignore")

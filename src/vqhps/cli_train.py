@@ -72,7 +72,8 @@ class TrainImageModel(Recipe):
 
     def run(self) -> int:
         """Print the checkpoint."""
-        from vqhps.training_image import ImageTrainingConfig, train_image_model
+        from vqhps.training_config import ImageTrainingConfig
+        from vqhps.training_image import train_image_model
 
         print(train_image_model(self.load(ImageTrainingConfig, "shards")))
         return 0

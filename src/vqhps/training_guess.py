@@ -5,7 +5,6 @@ First from true key points; later from what the backbone makes of crops, compute
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from vqhps.data.mocap import load_poses
 from vqhps.geometry import rotate
 from vqhps.models.first_guess import disturbed, joint_depth, with_confidence
 from vqhps.models.vqhps import VQHPS, Tokenizer
+from vqhps.training_config import ImageTrainingConfig
 from vqhps.training_state import rate_share
-
-if TYPE_CHECKING:
-    from vqhps.training_image import ImageTrainingConfig
 
 Bodies = Callable[[int], dict[str, Tensor]]  # labels of a step
 Shown = tuple[dict[str, Tensor], Tensor, Tensor | None]  # labels, key points, vectors of the backbone
@@ -32,7 +29,7 @@ _ERRORS = 20_000  # crops whose errors are moved to other bodies
 
 
 def bodies_to_lift(
-    model: VQHPS, config: "ImageTrainingConfig", store: FeatureStore, rows: np.ndarray, tokens: np.ndarray
+    model: VQHPS, config: ImageTrainingConfig, store: FeatureStore, rows: np.ndarray, tokens: np.ndarray
 ) -> Bodies:
     """Bodies to lift, a batch a step: the labels of kept views, or what `config.motion` gives."""
     if config.motion:
@@ -43,7 +40,7 @@ def bodies_to_lift(
     )
 
 
-def train_guess(model: VQHPS, config: "ImageTrainingConfig", draw: Callable[[int], list[Shown]], steps: int) -> None:
+def train_guess(model: VQHPS, config: ImageTrainingConfig, draw: Callable[[int], list[Shown]], steps: int) -> None:
     """Train the model's first guess alone.
 
     Args:
@@ -76,7 +73,7 @@ def told(model: VQHPS, labels: dict[str, Tensor]) -> Shown:
 
 def seen_and_lifted(
     model: VQHPS,
-    config: "ImageTrainingConfig",
+    config: ImageTrainingConfig,
     store: FeatureStore,
     rows: np.ndarray,
     tokens: np.ndarray,

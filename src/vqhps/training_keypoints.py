@@ -6,7 +6,6 @@ Fresh crops in every step. Only the first layers, which see edges and colours, s
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,17 +21,15 @@ from vqhps.geometry import rotate
 from vqhps.models.blazepose import BlazePose
 from vqhps.models.first_guess import joint_depth, keypoint_loss
 from vqhps.models.vqhps import VQHPS
+from vqhps.training_config import ImageTrainingConfig
 from vqhps.training_state import RelativeAdamW, rate_share, resume_state, save_state
-
-if TYPE_CHECKING:
-    from vqhps.training_image import ImageTrainingConfig
 
 log = logging.getLogger(__name__)
 
 _STILL = 7  # first layers of the trunk that are not trained: up to stride 8
 
 
-def train_keypoints(model: VQHPS, shards: Shards, tokens: np.ndarray, config: "ImageTrainingConfig") -> None:
+def train_keypoints(model: VQHPS, shards: Shards, tokens: np.ndarray, config: ImageTrainingConfig) -> None:
     """Train the backbone of a model in place; a stopped run goes on exactly.
 
     Args:
