@@ -20,7 +20,7 @@ from vqhps.data.sample import Shards, quiet_opencv, save_table
 from vqhps.geometry import full_to_crop, matrix_from_quaternion, ray_rotation
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 
-_FAR = 3.0  # key points farther out than this, in crop coordinates, say nothing
+FAR = 3.0  # key points farther out than this, in crop coordinates, say nothing
 
 
 def crop_rotations(shards: Shards) -> Float[np.ndarray, "N 3 3"]:
@@ -137,7 +137,7 @@ def random_crop(
         "flip": view.flip,
         "rotation": view.rotated(rotations[index]),
         "keypoints2d": keypoints.astype(np.float32),
-        "keypoints_weight": (weight * (np.abs(keypoints).max(1) < _FAR)).astype(np.float32),
+        "keypoints_weight": (weight * (np.abs(keypoints).max(1) < FAR)).astype(np.float32),
         "has_mesh": np.float32(sample.has_mesh),
     }
 

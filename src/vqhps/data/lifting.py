@@ -1,7 +1,6 @@
 """Bodies as key points and tokens, without images: what the first guess learns to lift from.
 
-Some thousand a second where rendering gives some thirty, and of more poses: limbs of different moments are put
-together.
+Many more a second than are rendered, and of more poses: limbs of different moments are put together.
 """
 
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from vqhps.body.topology import random_pose
 from vqhps.crop import crop_matrix
 from vqhps.data.augment import AugmentConfig, random_view
 from vqhps.data.bodies import mirrored
+from vqhps.data.crops import FAR
 from vqhps.data.mocap import PoseBank
 from vqhps.data.sample import CROP_SCALE
 from vqhps.data.synthetic.camera import bounds, draw_camera, place_person
@@ -29,7 +29,6 @@ _TRUNCATED = 0.3
 _MIN_JOINTS = 6
 _NEAREST = 0.1  # metres
 _SPARE = 1.25  # bodies drawn for each wanted one: some are too near or too much cut
-_FAR = 3.0  # key points farther out than this, in crop coordinates, say nothing
 _LIKE = 8  # crops alike that errors may come from
 _REACH = 1.5  # farther out, key points differ no more
 _JITTER = 0.05  # radians an axis
@@ -92,7 +91,7 @@ class LiftingStream:
             "indices": self.tokenizer.encode(canonical(vertices[rows])),
             "rotation": torch.from_numpy(np.stack(rotations).astype(np.float32)),
             "keypoints2d": torch.from_numpy(points),
-            "keypoints_weight": torch.from_numpy((np.abs(points).max(2) < _FAR).astype(np.float32)),
+            "keypoints_weight": torch.from_numpy((np.abs(points).max(2) < FAR).astype(np.float32)),
             "has_mesh": torch.ones(len(rows)),
         }
 

@@ -31,7 +31,7 @@ _TRUNK_STAGES = 10  # up to stride 16
 class _Depthwise(torch.autograd.Function):
     """A depthwise convolution of stride 1, its backward pass made of forward ones.
 
-    On a CPU the usual backward pass of 5 x 5 kernels takes three to four times as long.
+    On a CPU the usual backward pass of 5 x 5 kernels takes much longer.
     """
 
     @staticmethod
