@@ -94,6 +94,18 @@ def test_it_learns_says_so_and_is_evaluated(tmp_path, meshes, capsys):
         assert (colors[..., 1] > 100).mean() > 0.01  # strong colours, not a grey body alone
 
 
+def test_components_alone_need_no_steps(tmp_path, meshes):
+    from vqhps.data.meshes import MeshFile
+    from vqhps.evaluation.tokenizer import tokenizer_errors, unused_codes
+
+    model = {**TINY, "sizes": [6], "channels": [4], "code_dim": 2, "components": 12, "width": 0}
+    run = train(recipe(tmp_path, meshes, "components", model=model, steps=0))
+    tokenizer, file = load_checkpoint(run / "checkpoint"), MeshFile.open(meshes)
+    held = file.held_out()
+    assert not list(tokenizer.parameters()) and unused_codes(tokenizer, file) == 0
+    assert tokenizer_errors(tokenizer, held, held)["pve_mm"].mean() < 30
+
+
 def test_a_code_nobody_takes_is_counted(meshes):
     from tiny_fitted import fitted_tokenizer
     from vqhps.data.meshes import MeshFile
@@ -111,6 +123,7 @@ def test_a_code_nobody_takes_is_counted(meshes):
         ({"model": {**TINY, "sizes": [6], "channels": [4], "components": 390}}, "390 components need more than 390"),
         ({"connections": "nowhere", "model": {"network": "conv"}}, "nowhere holds 0 files"),
         ({"meshes": "nowhere.npz"}, "cannot read nowhere.npz"),
+        ({"model": {**TINY, "width": 0}}, "width 0 leaves nothing to train: set steps to 0"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(tmp_path, meshes, capsys, changes, message):

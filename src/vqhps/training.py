@@ -28,6 +28,7 @@ from vqhps.training_state import rate_share, resume_state, save_state
 log = logging.getLogger(__name__)
 
 _FIRST = 32  # batches of 512 bodies that codes are placed by, and components found from ...
+_LAST = 64  # ... that the last use of the codes is counted by
 _MAX_NUMBERS = 32 * 512 * 1229 * 3  # ... as far as memory allows: as many coordinates as the default body has
 
 
@@ -41,7 +42,7 @@ class TokenizerTrainingConfig:
         model: settings of the tokenizer.
         meshes: `.npz` of registered meshes to train on instead: `vertices` (N, V, 3) and `faces` (F, 3).
         connections: folder of published connection matrices for `meshes`; computed from the faces by default.
-        steps: training steps in all.
+        steps: training steps in all; 0 to keep principal components and k-means as they are.
         batch_size: bodies a step.
         learning_rate: highest rate of Adam; rises over `warmup` steps and falls to zero as a cosine.
         warmup: steps.
@@ -87,10 +88,20 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.seed_everything(config.seed)
+    if config.steps and config.model.network == "components" and config.model.width == 0:
+        raise VqhpsError("width 0 leaves nothing to train: set steps to 0")
     bodies = _bodies(config)
     stream, model = bodies.stream, bodies.model
     if not (out / "state.pt").exists():
         _initialise(model, stream, config.seed)
+    if config.steps:
+        model = _train(fabric, config, bodies)
+    return _finish(out, config, model, bodies)
+
+
+def _train(fabric: Fabric, config: TokenizerTrainingConfig, bodies: "_Bodies") -> MeshVQVAE:
+    """The steps; returns the model with averaged weights."""
+    out, stream, model = Path(config.out), bodies.stream, bodies.model
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=False)
     modules = {"model": model, "average": average}
@@ -115,7 +126,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         if time.monotonic() - saved > 60 * config.save_minutes or last:
             save_state(out, config, step + 1, modules, optimizer)
             saved = time.monotonic()
-    return _finish(out, config, _averaged(model.module, average), bodies)
+    return _averaged(model.module, average)
 
 
 @dataclass(frozen=True)
@@ -159,11 +170,14 @@ def _initialise(model: MeshVQVAE, stream: BodyStream | MeshFile, seed: int) -> N
         offsets = torch.cat([stream.batch(512, (seed, 0, i)) for i in range(count)]) - template
         log.info("principal components of %d bodies", len(offsets))
         model.network.initialise(offsets, model.mesh.get_buffer("weight"))
-    with torch.no_grad():
-        parts = (part for i in range(_FIRST) for part in stream.batch(512, (seed, 0, i)).split(64))
-        latents = torch.cat([model.latents(part) for part in parts])
     log.info("k-means codes")
-    model.quantizer.initialise(latents)
+    model.quantizer.initialise(_latents(model, stream, _FIRST, (seed, 0)))
+
+
+@torch.no_grad()
+def _latents(model: MeshVQVAE, stream: BodyStream | MeshFile, batches: int, seed: tuple[int, int]) -> Tensor:
+    parts = (part for i in range(batches) for part in stream.batch(512, (*seed, i)).split(64))
+    return torch.cat([model.latents(part) for part in parts])
 
 
 def _averaged(model: MeshVQVAE, average: AveragedModel) -> MeshVQVAE:
@@ -183,6 +197,9 @@ def _report(out: Path, step: int, model: MeshVQVAE, bodies: _Bodies) -> None:
 
 
 def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, bodies: _Bodies) -> Path:
+    """Leave no code unused, and save."""
+    moved = model.eval().quantizer.share_cells(_latents(model, bodies.stream, _LAST, (config.seed, 1)))
+    log.info("%d rarely used codes moved", moved)
     errors = tokenizer_errors(model, bodies.coarse, bodies.full)
     metrics = {f"PVE on {bodies.held_out}, full mesh, mm": errors["pve_mm"].mean().item()}
     data = Path(config.meshes).name if config.meshes else "mocap"

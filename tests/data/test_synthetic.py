@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,18 @@ def test_same_seed_gives_the_same_bytes(assets: scene.Assets) -> None:
     first, again, other = (prepare.encode_sample(assets, seed, 5, 64) for seed in (1, 1, 2))
     assert first == again
     assert first.keys() != other.keys() and list(first.values()) != list(other.values())
+
+
+@needs_data
+def test_only_people_to_train_on_have_mixed_limbs(assets: scene.Assets) -> None:
+    assert assets.mixing == 0 < scene.load_assets(DATA, "train").mixing < 1
+    bank = torch.from_numpy(assets.poses.pose)
+    for mixing, recorded in ((0.0, True), (1.0, False)):
+        mixed = replace(assets, mixing=mixing)
+        poses = [scene.render_sample(mixed, 3, i, size=8).labels["pose"] for i in range(3)]
+        turned = torch.from_numpy(Rotation.from_quat(np.roll(poses, -1, 2).reshape(-1, 4)).as_matrix()).float()
+        apart = [(bank - pose).abs().amax((1, 2, 3)).min() for pose in turned.view(3, -1, 3, 3)]
+        assert all((a < 0.01) == recorded for a in apart)
 
 
 @needs_data

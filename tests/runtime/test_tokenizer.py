@@ -76,6 +76,12 @@ def test_a_cube_is_far_and_said_so(tokenizer, caplog):
                                                    "the tokens can say"]  # fmt: skip
 
 
+def test_a_mirrored_mesh_is_refused(tokenizer):
+    twisted = BODIES[[np.abs(BODIES[:, :, 0]).mean(1).argmax()]]
+    with pytest.raises(VqhpsError, match="mesh 1 is mirrored or inside out"):
+        tokenizer.encode(np.concatenate([BODIES[:1], twisted * [-1, 1, 1]]), STILL[:2])
+
+
 @pytest.mark.parametrize(
     ("vertices", "message"),
     [

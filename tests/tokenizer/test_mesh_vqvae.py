@@ -109,6 +109,33 @@ def test_codes_follow_their_latents_and_dead_ones_return():
     assert (quantizer.usage[0] > 1).all()
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_codes_that_few_use_take_half_of_a_crowded_cell(depth):
+    torch.manual_seed(0)
+    latents = torch.randn(4000, 2, 2)
+    quantizer = EMAQuantizer(2, 16, 2, depth=depth).eval()
+    quantizer.initialise(latents)
+    quantizer.codebook[:, 3:9] = 40.0  # out of reach
+
+    def error_and_least():
+        indices = quantizer.nearest(latents)
+        least = min(int(torch.bincount(column, minlength=16).min()) for column in indices.T)
+        return float((quantizer.codes(indices) - latents).norm(dim=2).mean()), least
+
+    before = error_and_least()
+    assert before[1] == 0 and quantizer.share_cells(latents, least=20) >= 6 * 2 * depth
+    after = error_and_least()
+    assert after[1] >= 20 and after[0] < 0.8 * before[0]
+    assert quantizer.share_cells(latents, least=20) == 0  # nothing is left to move
+    torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.usage[..., None])
+
+
+def test_equal_latents_leave_codes_unused():
+    quantizer = EMAQuantizer(1, 4, 2).eval()
+    assert quantizer.share_cells(torch.ones(100, 1, 2), least=10) == 0
+    assert quantizer.codebook.isfinite().all()
+
+
 @pytest.mark.parametrize("indices, value", [([[0], [0]], 1.0), ([[0], [1], [2], [3]], 4.0)])
 def test_perplexity_counts_codes_in_use(indices, value):
     assert perplexity(torch.tensor(indices), 8) == pytest.approx(value)

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from vqhps.crop import crop_matrix
 from vqhps.data.augment import AugmentConfig, random_view
 from vqhps.data.bodies import mirrored
 from vqhps.data.crops import FAR
+from vqhps.data.mixing import mix_limbs
 from vqhps.data.mocap import PoseBank
 from vqhps.data.sample import CROP_SCALE
 from vqhps.data.synthetic.camera import bounds, draw_camera, place_person
@@ -33,10 +34,6 @@ _LIKE = 8  # crops alike that errors may come from
 _REACH = 1.5  # farther out, key points differ no more
 _JITTER = 0.05  # radians an axis
 _SHAPES = 20_000
-_MIXING = 0.5  # share of bodies whose limbs come from several poses
-_LIMBS = {  # first bone of each part that may come from another pose, and how often it does in a mixed body
-    "LeftShoulder": 0.7, "RightShoulder": 0.7, "LHipJoint": 0.25, "RHipJoint": 0.25, "LowerBack": 0.4, "Neck": 0.5,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class LiftingStream:
     bank: PoseBank
     tokenizer: MeshVQVAE
     augment: AugmentConfig = AugmentConfig()
-    mixing: float = _MIXING
+    mixing: float = 0.5
 
     @cached_property
     def body(self) -> AnnyBody:
@@ -100,25 +97,12 @@ class LiftingStream:
     ) -> tuple[Float[np.ndarray, "N K 3 3"], Float[np.ndarray, "N 3 3"]]:
         """Local rotations and the root's in the world; half of them mirrored."""
         chosen = rng.integers(len(self.bank), size=count)
-        pose, world = self.bank.pose[chosen].copy(), self.bank.rotation[chosen]
-        mixed = rng.random(count) < self.mixing
-        for limb, rate in _LIMBS.items():
-            rows = np.flatnonzero(mixed & (rng.random(count) < rate))
-            other = rng.integers(len(self.bank), size=len(rows))
-            bones = np.flatnonzero(self._below(limb))
-            pose[np.ix_(rows, bones)] = self.bank.pose[np.ix_(other, bones)]
+        pose, world = mix_limbs(self.bank.pose[chosen], self.bank, rng, self.mixing), self.bank.rotation[chosen]
         flip = rng.random(count) < 0.5
         side = np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
         pose[flip] = mirrored(pose[flip], self.body)
         world = np.where(flip[:, None, None], side @ world @ side, world)
         return pose @ random_pose(count, pose.shape[1], rng, _JITTER).numpy(), world
-
-    def _below(self, limb: str) -> Bool[np.ndarray, "K"]:
-        """Bones of a part: its first bone and those that hang on it, for the back without arms, neck and head."""
-        inside = np.zeros(len(self.body.bone_names), bool)
-        for bone, (name, parent) in enumerate(zip(self.body.bone_names, self.body.bone_parents, strict=True)):
-            inside[bone] = name == limb or (parent >= 0 and inside[parent] and name not in _LIMBS)
-        return inside
 
     def _seen(
         self,

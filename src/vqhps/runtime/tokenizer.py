@@ -24,6 +24,7 @@ TOKENIZER_FILES = ("tokenizer.json", "encoder.onnx", "decoder.onnx", "body.npz")
 
 _BATCH = 16  # meshes a run, to bound the memory
 _FARTHEST = 1e6  # m
+_DOUBTFUL = 3  # a mesh rebuilt worse than this part of `far_mm` may be a mirrored one
 _ROUNDS = 2  # of fitting an unknown rotation to the decoded mesh
 
 
@@ -132,7 +133,7 @@ class MeshTokenizer:
             the tokens, and how far from each mesh they decode; `info.far_mm` and more are warned of.
 
         Raises:
-            VqhpsError: another number of vertices, or one that is not finite.
+            VqhpsError: another number of vertices, one that is not finite, or a mirrored mesh.
         """
         vertices = self._checked(vertices)
         if rotation is not None and (rotation.shape != (len(vertices), 3, 3) or not np.isfinite(rotation).all()):
@@ -142,6 +143,9 @@ class MeshTokenizer:
             part = slice(i, i + _BATCH)
             parts.append(self._encode(vertices[part], None if rotation is None else rotation[part]))
         tokens = Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        for number in np.flatnonzero(tokens.distance_mm > self.info.far_mm / _DOUBTFUL):
+            if self._volume(vertices[number]) * self._volume(self._template) < 0:
+                raise VqhpsError(f"mesh {number} is mirrored or inside out: its triangles face the wrong way")
         for number in np.flatnonzero(tokens.distance_mm > self.info.far_mm):
             distance = tokens.distance_mm[number]
             logger.warning("mesh %d is %.0f mm from the nearest body the tokens can say", number, distance)
@@ -184,6 +188,11 @@ class MeshTokenizer:
         if not finite.all():
             raise VqhpsError(f"mesh {finite.argmin()} has vertices that are not finite, or 1,000 km away")
         return vertices
+
+    def _volume(self, vertices: np.ndarray) -> float:
+        """What a mesh encloses, m^3; negative if its triangles face inwards."""
+        corners = (vertices - vertices.mean(axis=0))[self.faces].astype(np.float64)
+        return float(np.linalg.det(corners).sum() / 6)
 
     def _encode(self, vertices: np.ndarray, rotation: np.ndarray | None) -> tuple[np.ndarray, ...]:
         """The fields of `Tokens` for one batch."""

@@ -28,7 +28,7 @@ class MeshVQVAEConfig:
         bases: conv: shared matrices of a mesh convolution.
         neighbours: conv: of a vertex in a convolution.
         components: components: principal components of the decoded mesh.
-        width: components: of the residual MLPs.
+        width: components: of the residual MLPs; 0 for none.
         blocks: components: residual blocks on each side.
         decay: of the codebook's moving averages.
     """

@@ -72,7 +72,7 @@ class ComponentNetwork(nn.Module):
     The linear part is principal component analysis of the training bodies. Token t carries the components t, 2T-1-t,
     2T+t, ...: a strong one with weak ones, so that its codebook can give each the share of its bits that lowers the
     error; pairs in order of strength, 1-2, 3-4, would waste theirs on the weak pairs.
-    Residual MLPs on both sides, zero at first, learn what is not linear.
+    Residual MLPs on both sides, zero at first, learn what is not linear; a `width` of 0 leaves them out.
 
     Latents are in metres: a unit of latent moves the vertices by one metre root mean square.
     """
@@ -94,8 +94,9 @@ class ComponentNetwork(nn.Module):
         self.register_buffer("scale", torch.full((count, 1), count**-0.5))
         self.register_buffer("basis", torch.eye(3 * count, rank))
         self.register_buffer("deviation", torch.ones(rank))
-        self.encoder = _mlp(rank, config.width, config.blocks, tokens * dim)
-        self.decoder = _mlp(tokens * dim, config.width, config.blocks, rank)
+        learns = config.width > 0
+        self.encoder = _mlp(rank, config.width, config.blocks, tokens * dim) if learns else None
+        self.decoder = _mlp(tokens * dim, config.width, config.blocks, rank) if learns else None
 
     @torch.no_grad()
     def initialise(self, offsets: Float[Tensor, "N V 3"], weight: Float[Tensor, "V"]) -> None:
@@ -111,11 +112,16 @@ class ComponentNetwork(nn.Module):
     def encode(self, offsets: Float[Tensor, "B V 3"]) -> Float[Tensor, "B T D"]:
         """Latents of vertex offsets from the template, metres."""
         strength = ((offsets - self.mean) * self.scale).flatten(1) @ self.basis
-        learned = self.encoder(strength / self.deviation).unflatten(1, self.order.shape)
-        return strength[:, self.order] + learned * self.deviation[self.order]
+        latents = strength[:, self.order]
+        if self.encoder is None:
+            return latents
+        return latents + self.encoder(strength / self.deviation).unflatten(1, self.order.shape) * self.deviation[self.order]
 
     def decode(self, codes: Float[Tensor, "B T D"]) -> Float[Tensor, "B V 3"]:
         """Vertex offsets from the template, metres."""
-        strength = self.decoder((codes / self.deviation[self.order]).flatten(1)) * self.deviation
+        if self.decoder is None:
+            strength = codes.new_zeros(len(codes), len(self.deviation))
+        else:
+            strength = self.decoder((codes / self.deviation[self.order]).flatten(1)) * self.deviation
         strength = strength.index_add(1, self.order.flatten(), codes.flatten(1))
         return (strength @ self.basis.T).unflatten(1, self.mean.shape) / self.scale + self.mean

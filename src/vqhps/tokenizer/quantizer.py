@@ -143,6 +143,42 @@ class EMAQuantizer(nn.Module):
             latents = latents - self._codes(level, self._nearest(level, latents))
         self.sums.copy_(self.codebook * self.usage[..., None])
 
+    @torch.no_grad()
+    def share_cells(self, latents: Float[Tensor, "N L D"], least: int = 16, rounds: int = 8) -> int:
+        """Give each code that fewer than `least` of the latents use half of those of the code that errs most.
+
+        Returns: how often a code was moved.
+        """
+        moved = 0
+        for level in range(self.depth):
+            for book, samples in enumerate(self._grouped(latents)):
+                for _ in range(rounds):
+                    moved += (now := self._share_cells(level * self.books + book, samples, least))
+                    if not now:
+                        break
+            latents = latents - self._codes(level, self._nearest(level, latents))
+        return moved
+
+    def _share_cells(self, book: int, samples: Float[Tensor, "N D"], least: int) -> int:
+        codes, usage = self.codebook[book], self.usage[book]  # views
+        distance, nearest = torch.cdist(samples, codes).min(1)
+        count = torch.bincount(nearest, minlength=len(codes))
+        error = torch.zeros_like(usage).index_add_(0, nearest, distance.square())
+        error[count < 2 * least] = 0
+        moved = 0
+        for code, cell in zip((count < least).nonzero()[:, 0], error.argsort(descending=True), strict=False):
+            if error[cell] <= 0:
+                break
+            own = samples[nearest == cell]
+            offset = own - own.mean(0)
+            side = offset @ torch.linalg.svd(offset, full_matrices=False).Vh[0] > 0
+            if side.any():
+                codes[cell], codes[code] = own[~side].mean(0), own[side].mean(0)
+                usage[cell] = usage[code] = usage[cell] / 2
+                moved += 1
+        self.sums[book] = codes * usage[:, None]
+        return moved
+
 
 def perplexity(indices: Int[Tensor, "B T"], num_codes: int) -> float:
     """How many codes a token uses: the exponential of the entropy of their frequencies, 1 to `num_codes`, averaged

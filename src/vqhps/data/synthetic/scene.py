@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from vqhps.body.anny import anny_body
+from vqhps.data.mixing import mix_limbs
 from vqhps.data.mocap import PoseBank, load_poses
 from vqhps.data.synthetic.camera import Camera, bounds, draw_camera, place_person
 from vqhps.data.synthetic.character import Character, Mesh, draw_outfit
@@ -20,6 +21,7 @@ from vqhps.data.synthetic.wardrobe import Wardrobe, load_wardrobe, rest_bodies
 
 MARGIN = 1.5  # side of the stored square over the long side of the box: 1.25 of a training crop, and room to augment
 _TRUNCATED = 0.27
+_MIXING = 0.75
 _EXTRA_PEOPLE = (0.6, 0.25, 0.1, 0.05)
 _MIN_JOINTS, _FEW_JOINTS = 6, 3
 _JOINT_DEPTH = 0.12  # metres that a joint may lie below the surface
@@ -31,12 +33,14 @@ _SHAPE_SEED = {"train": 1, "test": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Assets:
-    """Everything that scenes of one split are made of."""
+    """Everything that scenes of one split are made of; `mixing` is the share of people whose limbs come from several
+    poses."""
 
     wardrobe: Wardrobe
     panoramas: list[Panorama]
     poses: PoseBank
     shapes: Float[np.ndarray, "N S"]
+    mixing: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +63,16 @@ class _Person:
 
 
 def load_assets(data_root: Path, split: Split) -> Assets:
-    """Read wardrobe, panoramas and poses of a split.
+    """Read wardrobe, panoramas and poses of a split; only the people to train on have mixed limbs.
 
     Raises:
         VqhpsError: something is missing in `data_root`.
     """
     shapes = anny_body("base").sample_shape(_SHAPES, np.random.default_rng(_SHAPE_SEED[split]))
     wardrobe, panoramas = load_wardrobe(data_root, split), load_panoramas(data_root, split)
-    return Assets(wardrobe, panoramas, load_poses(data_root, split), shapes)
+    return Assets(
+        wardrobe, panoramas, load_poses(data_root, split), shapes, mixing=_MIXING if split == "train" else 0.0
+    )
 
 
 def render_sample(assets: Assets, seed: int, index: int, size: int = 256) -> Rendered:
@@ -136,6 +142,8 @@ def _draw_people(assets: Assets, camera: Camera, rng: np.random.Generator) -> li
         character = Character(assets.wardrobe, outfit, bases[i], heads[i])
         chosen = int(rng.integers(len(assets.poses.pose)))
         pose = assets.poses.pose[chosen]
+        if assets.mixing:
+            pose = mix_limbs(pose[None], assets.poses, rng, assets.mixing)[0]
         mesh = character.posed(pose, body.bone_parents, coarse=not truncated or i > 0)
         yaw = Rotation.from_euler("y", rng.uniform(-np.pi, np.pi)).as_matrix()
         world = yaw @ assets.poses.rotation[chosen]
