@@ -115,7 +115,8 @@ class ComponentNetwork(nn.Module):
         latents = strength[:, self.order]
         if self.encoder is None:
             return latents
-        return latents + self.encoder(strength / self.deviation).unflatten(1, self.order.shape) * self.deviation[self.order]
+        learned = self.encoder(strength / self.deviation).unflatten(1, self.order.shape)
+        return latents + learned * self.deviation[self.order]
 
     def decode(self, codes: Float[Tensor, "B T D"]) -> Float[Tensor, "B V 3"]:
         """Vertex offsets from the template, metres."""
