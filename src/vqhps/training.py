@@ -204,6 +204,7 @@ def _finish(out: Path, config: TokenizerTrainingConfig, model: MeshVQVAE, bodies
     metrics = {f"PVE on {bodies.held_out}, full mesh, mm": errors["pve_mm"].mean().item()}
     data = Path(config.meshes).name if config.meshes else "mocap"
     size = f"{model.num_tokens} tokens x {model.num_codes} codes"
-    notes = f"Mesh-VQ-VAE, {size}, trained on {data} for {config.steps} steps."
+    how = f"trained on {data} for {config.steps} steps" if config.steps else f"placed by {data}, not trained further"
+    notes = f"Mesh-VQ-VAE, {size}, {how}."
     save_checkpoint(out / "checkpoint", model, CheckpointCard("mesh_vqvae", bodies.name, metrics, notes), half=True)
     return out / "checkpoint"

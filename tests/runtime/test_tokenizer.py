@@ -4,19 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from shared import tiny_bodies, tiny_mesh
 from tiny_fitted import fitted_tokenizer
 from vqhps import cli
+from vqhps.checkpoint import load_tokenizer
 from vqhps.errors import VqhpsError
 from vqhps.export_tokenizer import export_tokenizer
 from vqhps.runtime import tokenizer as runtime_tokenizer
 from vqhps.runtime.export_mesh import write_glb, write_obj
-from vqhps.runtime.tokenizer import MeshTokenizer
+from vqhps.runtime.tokenizer import MeshTokenizer, default_tokenizer
 from vqhps.runtime.tokens import read_tokens
 
 FACES = tiny_mesh()[1]
@@ -74,6 +77,18 @@ def test_a_cube_is_far_and_said_so(tokenizer, caplog):
     assert tokens.distance_mm[1] > 300 > tokenizer.info.far_mm > tokens.distance_mm[0]
     assert [r.message for r in caplog.records] == [f"mesh 1 is {tokens.distance_mm[1]:.0f} mm from the nearest body "
                                                    "the tokens can say"]  # fmt: skip
+
+
+def test_the_shipped_tokenizer_is_that_of_the_image_model(tmp_path, capsys):
+    model = load_tokenizer(Path(__file__).parents[2] / "checkpoints" / "vqhps-blazepose").eval()
+    indices = torch.randint(model.num_codes, (3, model.num_tokens), generator=torch.Generator().manual_seed(0))
+    shipped = default_tokenizer()
+    decoded = shipped.decode(indices.numpy())
+    expected = model.upsample(model.decode(indices))
+    np.testing.assert_allclose(decoded, expected - expected.mean(1, keepdim=True), atol=1e-4)
+    write_obj(tmp_path / "a.obj", decoded[0], shipped.faces)
+    code, _, _ = run(capsys, "tokenize", tmp_path / "a.obj", "-o", tmp_path / "a.json")
+    assert code == 0 and np.mean(read_tokens(tmp_path / "a.json", shipped).indices == indices[0].numpy()) > 0.6
 
 
 def test_a_mirrored_mesh_is_refused(tokenizer):

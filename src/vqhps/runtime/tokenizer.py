@@ -218,15 +218,5 @@ class MeshTokenizer:
 
 
 def default_tokenizer() -> MeshTokenizer:
-    """The tokenizer that ships with the package.
-
-    Raises:
-        VqhpsError: this installation has none.
-    """
-    folder = Path(__file__).parents[1] / "bundles" / "tokenizer"
-    if not folder.is_dir():
-        raise VqhpsError(
-            "this installation ships no tokenizer: make one with `vqhps export CHECKPOINT --tokenizer --out DIR` "
-            "and name it with --bundle DIR"
-        )
-    return MeshTokenizer.load(folder)
+    """The tokenizer that ships with the package; the shipped image model predicts its tokens."""
+    return MeshTokenizer.load(Path(__file__).parents[1] / "bundles" / "tokenizer")

@@ -120,9 +120,8 @@ class ComponentNetwork(nn.Module):
 
     def decode(self, codes: Float[Tensor, "B T D"]) -> Float[Tensor, "B V 3"]:
         """Vertex offsets from the template, metres."""
-        if self.decoder is None:
-            strength = codes.new_zeros(len(codes), len(self.deviation))
-        else:
-            strength = self.decoder((codes / self.deviation[self.order]).flatten(1)) * self.deviation
-        strength = strength.index_add(1, self.order.flatten(), codes.flatten(1))
-        return (strength @ self.basis.T).unflatten(1, self.mean.shape) / self.scale + self.mean
+        strength, basis = codes.flatten(1), self.basis[:, self.order.flatten()]
+        if self.decoder is not None:
+            learned = self.decoder((codes / self.deviation[self.order]).flatten(1)) * self.deviation
+            strength, basis = learned.index_add(1, self.order.flatten(), strength), self.basis
+        return (strength @ basis.T).unflatten(1, self.mean.shape) / self.scale + self.mean
