@@ -17,7 +17,6 @@ from vqhps import cli
 from vqhps.checkpoint import load_tokenizer
 from vqhps.errors import VqhpsError
 from vqhps.export_tokenizer import export_tokenizer
-from vqhps.runtime import tokenizer as runtime_tokenizer
 from vqhps.runtime.export_mesh import write_glb, write_obj
 from vqhps.runtime.tokenizer import MeshTokenizer, default_tokenizer
 from vqhps.runtime.tokens import read_tokens
@@ -259,13 +258,6 @@ def test_endings_are_checked_before_work(folder, tmp_path, capsys):
     source = write(tmp_path / "a.npz", BODIES[0])
     code, _, errors = run(capsys, "tokenize", source, "-o", tmp_path / "b.obj", "--bundle", folder)
     assert code == 2 and "a.npz becomes .json" in errors[0]
-
-
-def test_without_a_shipped_tokenizer_the_error_says_how_to_make_one(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runtime_tokenizer, "__file__", str(tmp_path / "vqhps" / "runtime" / "tokenizer.py"))
-    source = write(tmp_path / "a.npz", BODIES[0])
-    code, _, errors = run(capsys, "tokenize", source, "-o", tmp_path / "a.json")
-    assert code == 2 and "vqhps export CHECKPOINT --tokenizer --out DIR" in errors[0] and "--bundle DIR" in errors[0]
 
 
 def test_tokenizing_imports_no_torch(folder, tmp_path):
