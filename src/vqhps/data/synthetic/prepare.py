@@ -16,7 +16,7 @@ with plain arrays (no pickle):
     keypoints2d        (17,2) float32   COCO-17 in stored pixels (also outside of the image or frame)
     keypoints_visible  (17,)  uint8     0 outside of the frame, 1 in it but hidden, 2 seen
     joints3d           (17,3) float32   COCO-17, metres, camera axes
-    source, assets, panorama  str       where pose, clothes and background come from
+    source, assets, panorama  str       where pose (most of it, to train on), clothes and background come from
 """
 
 import hashlib
