@@ -97,8 +97,8 @@ class Evaluate:
     """Folder for results.csv (a row a sample) and results.json."""
     figures: Path | None = None
     """Folder for pictures of what a tokenizer gets wrong and of what its tokens govern."""
-    dance: bool = False
-    """Measure the tokenizer on the dance and martial arts set: for one trained without it."""
+    unseen: Literal["dance", "deepmimic", "makehuman"] | None = None
+    """Measure the tokenizer on all of this motion set: for one trained without it (`sources` in its recipe)."""
 
     def run(self) -> int:
         """Print the summary as JSON."""
@@ -116,7 +116,7 @@ class Evaluate:
 
             if self.checkpoint is None:
                 raise VqhpsError("name the tokenizer with --checkpoint")
-            return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures, self.dance)
+            return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures, self.unseen)
         from vqhps.data.sample import Shards, find_shards
         from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_synthetic, mean_body_model
         from vqhps.runtime.bundle import Bundle, default_bundle

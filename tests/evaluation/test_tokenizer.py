@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from shared import DATA, needs_data
 from vqhps.body.anny import anny_body
 from vqhps.body.model import canonical
 from vqhps.body.topology import random_pose
@@ -55,3 +56,11 @@ def test_parts_and_everyday_motion(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[f"PVE_mm {part}"] == pytest.approx(2.5, abs=0.1)
     assert found["PVE_mm walking"] == pytest.approx(10, abs=0.1)
     assert found["PVE_mm"] > found["PVE_mm by surface"] > 2.5  # hands have many vertices on little surface
+
+
+@needs_data
+def test_an_unseen_motion_set_is_all_of_it_and_not_trained_on():
+    data, stream, coarse, full, clips = tokenizer._held_out(DATA, "makehuman")
+    assert data.startswith("motion set makehuman") and len(coarse) == len(full) == len(clips) == 15
+    assert all(clip.startswith("makehuman/") for clip in clips)
+    assert {clip.split("/")[0] for clip in stream.bank.clip} == {"cmu", "dance", "deepmimic"}

@@ -12,7 +12,7 @@ from torch import Tensor
 from vqhps.body.anny import AnnyBody, anny_body
 from vqhps.body.model import canonical
 from vqhps.body.topology import random_pose
-from vqhps.data.mocap import PoseBank, load_poses
+from vqhps.data.mocap import PoseBank, Source, load_poses
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ def mirrored(pose: Float[np.ndarray, "B K 3 3"], body: AnnyBody) -> Float[np.nda
 
 
 def test_bodies(
-    data_root: Path, seed: int = 0, dance: bool = False
+    data_root: Path, seed: int = 0, unseen: Source | None = None
 ) -> tuple[Float[Tensor, "N Vc 3"], Float[Tensor, "N V 3"], tuple[str, ...]]:
     """The fixed test set of the tokenizer: each spaced pose of the held-out CMU subjects on an adult shape.
 
     Args:
         data_root: folder that holds `mocap/`.
         seed: of the shapes.
-        dance: the dance and martial arts set instead, for tokenizers that were trained without it.
+        unseen: all of this motion set instead, for tokenizers that were trained without it.
 
     Returns:
         coarse and full canonical vertices in metres, each minus its own mean, and the clip of each body.
     """
-    bank = load_poses(data_root, "train", 0.06, ("dance",)) if dance else load_poses(data_root, "test", 0.06)
+    bank = load_poses(data_root, "train", 0.06, (unseen,)) if unseen else load_poses(data_root, "test", 0.06)
     coarse, full = anny_body("coarse"), anny_body("full")
     shape = torch.from_numpy(full.sample_shape(len(bank), np.random.default_rng(seed)))
     pose = torch.from_numpy(bank.pose)

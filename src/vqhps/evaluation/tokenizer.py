@@ -12,7 +12,7 @@ from torch import Tensor
 from vqhps.body.anny import anny_body
 from vqhps.data.bodies import BodyStream, test_bodies
 from vqhps.data.meshes import MeshFile
-from vqhps.data.mocap import EVERYDAY_TEST_CLIPS, load_poses
+from vqhps.data.mocap import EVERYDAY_TEST_CLIPS, SOURCES, Source, load_poses
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.figures import draw_figures
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
@@ -69,7 +69,7 @@ def unused_codes(model: MeshVQVAE, stream: BodyStream | MeshFile, batches: int =
 
 
 def evaluate_tokenizer(
-    checkpoint: Path, root: Path, out: Path | None = None, figures: Path | None = None, dance: bool = False
+    checkpoint: Path, root: Path, out: Path | None = None, figures: Path | None = None, unseen: Source | None = None
 ) -> dict[str, Any]:
     """PVE of a tokenizer on held-out bodies, on the full mesh, mm, and the use of its codes.
 
@@ -78,12 +78,12 @@ def evaluate_tokenizer(
         root: folder that holds `mocap/`, or an `.npz` of registered meshes.
         out: folder for `results.csv`, a row a body.
         figures: folder for pictures, see `evaluation.figures`.
-        dance: the default body: measure on the dance and martial arts set, for tokenizers trained without it.
+        unseen: the default body: measure on all of this motion set, for tokenizers trained without it.
     """
     from vqhps.checkpoint import load_tokenizer
 
     model = load_tokenizer(checkpoint)
-    data, stream, coarse, full, names = _held_out(root, dance)
+    data, stream, coarse, full, names = _held_out(root, unseen)
     expected = model.mesh.get_buffer("template").shape
     if coarse.shape[1:] != expected:
         raise VqhpsError(f"{root} holds bodies of {coarse.shape[1]} vertices, the tokenizer reads {expected[0]}")
@@ -129,16 +129,14 @@ def _weighted(
     return {**found, "PVE_mm walking": errors["pve_mm"][everyday].mean().item()} if everyday.any() else found
 
 
-def _held_out(root: Path, dance: bool) -> tuple[str, BodyStream | MeshFile, Tensor, Tensor, Sequence[str]]:
+def _held_out(root: Path, unseen: Source | None) -> tuple[str, BodyStream | MeshFile, Tensor, Tensor, Sequence[str]]:
     """What the data are, training bodies, held-out coarse and full ones, and their names."""
     if root.suffix == ".npz":
         file = MeshFile.open(root)
         held = file.held_out()
         names = [f"mesh {i}" for i in range(file.training_count, len(file.vertices))]
         return f"the last {len(held)} meshes of {root.name}", file, held, held, names
-    coarse, full, clips = test_bodies(root, dance=dance)
-    if dance:
-        stream = BodyStream(load_poses(root, "train", 0.06, ("cmu", "deepmimic", "makehuman")))
-        return "dance and martial arts; full mesh, centred", stream, coarse, full, clips
-    stream = BodyStream(load_poses(root, "train", 0.06))
-    return "CMU subjects 06, 13, 49, 55, 93, 135; full mesh, centred", stream, coarse, full, clips
+    coarse, full, clips = test_bodies(root, unseen=unseen)
+    stream = BodyStream(load_poses(root, "train", 0.06, tuple(s for s in SOURCES if s != unseen)))
+    data = f"motion set {unseen}" if unseen else "CMU subjects 06, 13, 49, 55, 93, 135"
+    return f"{data}; full mesh, centred", stream, coarse, full, clips
