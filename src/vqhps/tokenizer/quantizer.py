@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+_ROUNDS = 8  # of sharing out what rare codes leave: a half of a cell may be small again
+
 
 class EMAQuantizer(nn.Module):
     """Nearest-code quantization; codes follow the latents they are used for, unused codes are born again.
@@ -144,7 +146,7 @@ class EMAQuantizer(nn.Module):
         self.sums.copy_(self.codebook * self.usage[..., None])
 
     @torch.no_grad()
-    def share_cells(self, latents: Float[Tensor, "N L D"], least: int = 16, rounds: int = 8) -> int:
+    def share_cells(self, latents: Float[Tensor, "N L D"], least: int = 16) -> int:
         """Give each code that fewer than `least` of the latents use half of those of the code that errs most.
 
         Returns: how often a code was moved.
@@ -152,7 +154,7 @@ class EMAQuantizer(nn.Module):
         moved = 0
         for level in range(self.depth):
             for book, samples in enumerate(self._grouped(latents)):
-                for _ in range(rounds):
+                for _ in range(_ROUNDS):
                     moved += (now := self._share_cells(level * self.books + book, samples, least))
                     if not now:
                         break
@@ -165,8 +167,8 @@ class EMAQuantizer(nn.Module):
         count = torch.bincount(nearest, minlength=len(codes))
         error = torch.zeros_like(usage).index_add_(0, nearest, distance.square())
         error[count < 2 * least] = 0
-        moved = 0
-        for code, cell in zip((count < least).nonzero()[:, 0], error.argsort(descending=True), strict=False):
+        rare, moved = (count < least).nonzero()[:, 0], 0
+        for code, cell in zip(rare, error.topk(len(rare)).indices, strict=True):
             if error[cell] <= 0:
                 break
             own = samples[nearest == cell]
