@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "vqhps"
 
 _BASE = {"errors", "version"}
 _PURE = _BASE | {"config", "geometry", "crop"}
-_MODELS = _PURE | {"body", "tokenizer"}
+_MODELS = _PURE | {"body", "tokenizer", "pickles"}
 _TRAINING = _MODELS | {"models", "data", "checkpoint", "evaluation", "runtime"}
 _PARTS = _TRAINING | {"training_state", "training_config"}
 ALLOWED = {
     "errors": set(), "version": set(),
     "config": _BASE, "geometry": _BASE, "crop": _BASE | {"geometry"},
-    "runtime": _PURE,
-    "body": _PURE, "tokenizer": _PURE | {"body"}, "models": _MODELS, "data": _MODELS,
+    "runtime": _PURE, "pickles": _BASE,
+    "body": _PURE | {"pickles"}, "tokenizer": _PURE | {"body"}, "models": _MODELS, "data": _MODELS,
     "checkpoint": _MODELS | {"models"},
     "evaluation": _MODELS | {"models", "data", "checkpoint", "runtime"},
     "training_state": _PURE,
@@ -26,7 +26,7 @@ ALLOWED = {
     "training_config": _MODELS | {"models", "data"},
     "training_guess": _PARTS, "training_keypoints": _PARTS,
     "training_image": _PARTS | {"training_guess", "training_keypoints"},
-    "export": _TRAINING,
+    "export": _TRAINING, "published": _MODELS | {"models", "checkpoint"},
     "export_tokenizer": _TRAINING | {"export"},
     "app": _PURE | {"runtime"},
 }  # fmt: skip

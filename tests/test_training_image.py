@@ -144,6 +144,17 @@ def test_kept_features_need_a_frozen_part(folder: Path, monkeypatch: pytest.Monk
         train_image_model(recipe(folder, "b", kept_views=1, model=VQHPSConfig(frozen_stages=1, dim=32, heads=4)))
 
 
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_only_where_the_processor_has_it(
+    has: bool, precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    assert training_image._precision("bf16-mixed") == precision
+    assert training_image._precision("32-true") == "32-true"
+    assert ("no bfloat16 products" in caplog.text) != has
+
+
 @pytest.mark.parametrize("average", [0.9, 0.9995])
 def test_averaging_leaves_meshes_and_codes_alone(folder: Path, average: float) -> None:
     model = load_checkpoint(train_image_model(recipe(folder, "run", average=average)))

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vqhps.cli_train import (
+    Convert,
     Evaluate,
     EvaluateRateDistortion,
     Export,
+    PrepareAmass,
     PrepareSynthetic,
     TrainImageModel,
     TrainTokenizer,
@@ -183,7 +185,9 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "train image-model": TrainImageModel,
     "evaluate": Evaluate,
     "evaluate rate-distortion": EvaluateRateDistortion,
+    "prepare amass": PrepareAmass,
     "prepare synthetic": PrepareSynthetic,
+    "convert": Convert,
     "export": Export,
     "download": Download,
     "bench predict": BenchPredict,

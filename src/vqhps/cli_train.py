@@ -185,6 +185,56 @@ class PrepareSynthetic:
 
 
 @dataclass
+class PrepareAmass:
+    """Pose the SMPL-H or SMPL-X bodies of AMASS or BEDLAM animations: meshes to train a tokenizer on (--meshes)."""
+
+    root: Path
+    """Folder of the data set's .npz files, searched to any depth."""
+    out: Path
+    """The .npz of meshes to write; each takes 83 kB (SMPL-H) or 126 kB (SMPL-X)."""
+    rate: float = 1.0
+    """Poses a second of motion."""
+    body_models: Path | None = None
+    """Folder of body files; by default VQHPS_BODY_MODELS, then ~/.config/vqhps/body_models."""
+    skip_bad: bool = False
+    """Leave out files that cannot be read instead of stopping there."""
+
+    def run(self) -> int:
+        """Print what was written and what was left out."""
+        from vqhps.data.amass import prepare_amass
+
+        summary = prepare_amass(self.root, self.out, self.rate, self.body_models, self.skip_bad)
+        print(f"{summary.out}: {summary.meshes} meshes of {summary.clips} clips, {len(summary.skipped)} files left out")
+        return 0
+
+
+@dataclass
+class Convert:
+    """Turn the authors' published weights into checkpoints: Mesh-VQ-VAE first, then VQ-HPS on that tokenizer.
+
+    Needs your SMPL file and `J_regressor_h36m.npy` beside it, which we may not pass on.
+    """
+
+    weights: tyro.conf.Positional[Path]
+    """The published file, of a Mesh-VQ-VAE or of VQ-HPS with ResNet-50 or HRNet-W48."""
+    out: Path
+    """Folder of the checkpoint."""
+    connections: Path | None = None
+    """Mesh-VQ-VAE: folder of the published connection matrices (_pool0.npy ...)."""
+    tokenizer: Path | None = None
+    """VQ-HPS: checkpoint of the converted Mesh-VQ-VAE."""
+    body_models: Path | None = None
+    """Folder of body files; by default VQHPS_BODY_MODELS, then ~/.config/vqhps/body_models."""
+
+    def run(self) -> int:
+        """Print the checkpoint."""
+        from vqhps.published import convert
+
+        print(convert(self.weights, self.out, self.connections, self.tokenizer, self.body_models))
+        return 0
+
+
+@dataclass
 class Export:
     """Turn a checkpoint into an ONNX bundle, checked against torch before it is written."""
 

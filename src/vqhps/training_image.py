@@ -44,7 +44,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     quiet_opencv()  # its threads would not survive the fork of the loader's processes
-    fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator="auto", devices=1, precision=_precision(config.precision))  # type: ignore[arg-type]
     fabric.seed_everything(config.seed)
     model = _build(config)
     shards = Shards(_shards_of_run(out, Path(config.shards)))
@@ -104,6 +104,15 @@ def _check(config: ImageTrainingConfig) -> None:
         raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
     if config.transformer_from and not config.model.first_guess:
         raise VqhpsError("transformer_from needs first_guess: before it, there would be nothing to train")
+
+
+def _precision(wanted: str) -> str:
+    """The precision of a run: on a processor without bfloat16 products, where they are emulated, that of float32."""
+    slow = not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported()
+    if wanted.startswith("bf16") and slow:
+        log.warning("this processor has no bfloat16 products: training in float32 in place of %s", wanted)
+        return "32-true"
+    return wanted
 
 
 def _build(config: ImageTrainingConfig) -> VQHPS:
@@ -208,7 +217,12 @@ def _kept_batches(
     key = feature_key(trunk, size, config.augment, config.kept_views)
     settings = (key, size, config.augment, config.kept_views, config.workers)
     device = next(model.parameters()).device
-    store = store_features(shards.paths, lambda crops: trunk(model.normalise(crops.to(device))).cpu(), *settings)
+
+    def run_trunk(crops: Tensor) -> Tensor:  # a few at a time, as in `train_keypoints`
+        parts = crops.split(2 if device.type == "cpu" else len(crops))
+        return torch.cat([trunk(model.normalise(part.to(device))).cpu() for part in parts])
+
+    store = store_features(shards.paths, run_trunk, *settings)
     rows = np.flatnonzero(store.sample < len(shards) - config.validation)
     bodies = bodies_to_lift(model, config, store, rows, tokens)
     if config.lifting_steps and start == 0:

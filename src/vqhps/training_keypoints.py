@@ -89,10 +89,11 @@ def keypoint_rows(shards: Shards, count: int, cut_copies: int) -> Int[np.ndarray
 
 def _loss(model: VQHPS, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
     body: BlazePose = model.backbone.body  # type: ignore[assignment]
-    image = model.normalise(batch["image"]).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16):
-        early = body.trunk[:_STILL](image)
-    _, vector = body.from_trunk(body.trunk[_STILL:](early.float()))
+    images = batch["image"]
+    together = 1 if images.device.type == "cpu" else len(images)  # layers of one image fit into a processor's cache
+    with torch.no_grad():
+        early = torch.cat([body.trunk[:_STILL](model.normalise(part)) for part in images.split(together)])
+    _, vector = body.from_trunk(body.trunk[_STILL:](early))
     with torch.no_grad():
         canonical = model.tokenizer.decode(batch["indices"])
         joints = rotate(batch["rotation"], model.tokenizer.regressor("coco17") @ canonical)

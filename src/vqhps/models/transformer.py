@@ -108,10 +108,14 @@ class DecoderLayer(nn.Module):
 
 
 class CausalHead(nn.Module):
-    """One block of causal self-attention, then a score a code for each mesh token."""
+    """One block of causal self-attention, then a score a code for each mesh token; `alone`, a token attends to itself.
 
-    def __init__(self, dim: int, heads: int, hidden: int, num_codes: int, dropout: float) -> None:
+    The published code attends along the batch in place of the tokens: for one image at a time, that is `alone`.
+    """
+
+    def __init__(self, dim: int, heads: int, hidden: int, num_codes: int, dropout: float, alone: bool = False) -> None:
         super().__init__()
+        self.alone = alone
         self.norm1, self.norm2, self.norm = (nn.LayerNorm(dim) for _ in range(3))
         self.attention = Attention(dim, heads, dropout)
         self.feed_forward = feed_forward(dim, hidden, dropout, nn.GELU)
@@ -121,6 +125,7 @@ class CausalHead(nn.Module):
     def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """Logits of the codes."""
         x = self.norm1(tokens)
-        tokens = tokens + self.dropout(self.attention(x, x, x, causal=True))
+        attended = self.attention.proj(self.attention.value(x)) if self.alone else self.attention(x, x, x, causal=True)
+        tokens = tokens + self.dropout(attended)
         tokens = tokens + self.dropout(self.feed_forward(self.norm2(tokens)))
         return self.scores(self.norm(tokens))

@@ -90,6 +90,8 @@ class VQHPSConfig:
             codes first; the transformer's scores are added. It gives rotation and camera as well.
         dim, heads, hidden: width, attention heads and feed-forward width of the transformer.
         dropout: in the transformer and between the layers of the rotation and camera head.
+        head_attention: of the block that scores the codes: causal, from token to token, or `self`, each token to itself
+            alone, which is what the published code does with one image.
         head_activation: between the layers of the rotation and camera head; the published one has none.
         decode: at prediction, the mesh of the best code of each token or of the expected code.
         loss: weights.
@@ -106,6 +108,7 @@ class VQHPSConfig:
     heads: int = 8
     hidden: int = 1024
     dropout: float = 0.1
+    head_attention: Literal["causal", "self"] = "causal"
     head_activation: Literal["none", "relu"] = "relu"
     decode: Decode = "argmax"
     loss: VQHPSLossConfig = VQHPSLossConfig()
@@ -157,7 +160,8 @@ class VQHPS(nn.Module):
         self.mesh_queries = nn.Parameter(torch.randn(self.tokenizer.num_tokens, dim))
         self.decoder = DecoderLayer(dim, heads, hidden, dropout)
         self.decoder_norm = nn.LayerNorm(dim)
-        self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout)
+        alone = config.head_attention == "self"
+        self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout, alone)
         if config.first_guess:
             channels = self.backbone.pooled_channels if "image" in config.sources else 0
             codes = self.tokenizer.codebook[self.tokenizer.book_of_token]

@@ -33,7 +33,7 @@ class ConvNetwork(nn.Module):
         for level, (c_out, c_in) in reversed(list(enumerate(widths))):
             unpool = MeshPool(mesh.get_buffer(f"unpool_{level}"), counts[level + 1])
             up += [nn.ELU(), unpool, conv(level, c_in, c_out)]
-        self.encoder = nn.Sequential(*down, conv(levels, config.channels[-1], config.code_dim))
+        self.encoder = nn.Sequential(*down, conv(levels, config.channels[-1], config.code_dim), nn.ELU())
         self.decoder = nn.Sequential(*up)
 
     def encode(self, offsets: Float[Tensor, "B V 3"]) -> Float[Tensor, "B T D"]:

@@ -1,0 +1,147 @@
+"""The authors' weights under our names: golden values, the command, and what does not fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from published_files import golden_state, smpl_arrays
+from shared import DATA
+from vqhps.body.smpl import SMPLBody
+from vqhps.checkpoint import load_checkpoint
+from vqhps.cli import main
+from vqhps.errors import VqhpsError
+from vqhps.models.transformer import CausalHead
+from vqhps.published import convert_tokenizer, convert_vqhps, read_published, used
+from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
+
+REFERENCE = DATA.parent / "reference"
+pytestmark = pytest.mark.skipif(not REFERENCE.exists(), reason=f"no golden values at {REFERENCE}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up SMPL body and its regressor, and the published tokenizer's file with golden weights."""
+    folder = tmp_path_factory.mktemp("published")
+    np.savez(folder / "SMPL_NEUTRAL.npz", **smpl_arrays(6890))
+    np.save(folder / "J_regressor_h36m.npy", np.random.default_rng(0).dirichlet(np.ones(6890), 17))
+    state = golden_state(REFERENCE / "state_mesh_vqvae.json")
+    content = {
+        "model": {f"module.{n}": v for n, v in state.items()},
+        "epoch": 3,
+        "loss": np.float64(0.5),
+        "optimizer": {},
+    }
+    torch.save(content, folder / "mesh_vqvae.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> MeshVQVAE:
+    state = read_published(folder / "mesh_vqvae.pt")
+    return convert_tokenizer(state, REFERENCE / "smpl_connections", SMPLBody(folder / "SMPL_NEUTRAL.npz"))
+
+
+def close(found: torch.Tensor, golden: np.ndarray) -> None:
+    scale = np.abs(golden).max()
+    np.testing.assert_allclose(found.detach() / scale, golden / scale, atol=1e-4)
+
+
+def test_golden_mesh_vqvae(tokenizer: MeshVQVAE) -> None:
+    golden = np.load(REFERENCE / "golden_mesh_vqvae.npz")
+    vertices = torch.from_numpy(golden["vertices"])
+    with torch.no_grad():
+        latents = tokenizer.latents(vertices)
+        close(latents, golden["latents"])
+        close(tokenizer.decode_latents(latents), golden["decoded_from_latents"])
+        assert np.array_equal(tokenizer.encode(vertices), golden["indices"])
+        close(tokenizer.decode(torch.from_numpy(golden["indices"])), golden["decoded"])
+
+
+def test_golden_vqhps_resnet50(tokenizer: MeshVQVAE) -> None:
+    golden = np.load(REFERENCE / "golden_vqhps_resnet50.npz")
+    model = convert_vqhps(used(golden_state(REFERENCE / "state_vqhps_resnet50.json")), tokenizer, np.zeros((17, 3)))
+    image = torch.from_numpy(np.random.RandomState(9).standard_normal((2, 3, 224, 224))).float()
+    decoded: list[torch.Tensor] = []
+    model.token_head.register_forward_hook(lambda head, given, scores: decoded.append(given[0]))
+    with torch.no_grad():
+        for i, joints in enumerate(golden["pose_init"]):
+            model.pose_head.initial_joints.copy_(torch.from_numpy(joints).view(17, 3))
+            found = model.encode(image[i : i + 1])
+            close(found.rotation_6d[0], golden["rotation_6d"][i])
+            close(found.camera[0], golden["camera"][i])
+            if i == 0:
+                close(found.logits[0], golden["logits"][0])
+                assert np.array_equal(found.logits[0].argmax(1), golden["indices"][0])
+        logits = along_the_batch(model.token_head, torch.cat(decoded))
+    close(logits, golden["logits"])
+    assert np.array_equal(logits.argmax(2), golden["indices"])
+
+
+def along_the_batch(head: CausalHead, tokens: torch.Tensor) -> torch.Tensor:
+    """As the published code computes a batch: its causal attention runs from image to image, token by token, so that a
+    result depends on the images before it. The golden values have two; ours are those of an image by itself."""
+    x = head.norm1(tokens).transpose(0, 1)
+    tokens = tokens + head.attention(x, x, x, causal=True).transpose(0, 1)
+    return head.scores(head.norm(tokens + head.feed_forward(head.norm2(tokens))))
+
+
+def test_hrnet_converts_with_nothing_missing_and_nothing_left_over(tokenizer: MeshVQVAE) -> None:
+    shapes = json.loads((REFERENCE / "state_vqhps_hrnet_w48.json").read_text())
+    state = used({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    assert {name.split(".")[1] for name in shapes.keys() - state.keys()} == {"final_layer", "dec_head"}
+    model = convert_vqhps(state, tokenizer, np.zeros((17, 3)))
+    assert model.config.backbone == "hrnet_w48"
+    for name in ("transformer.fc9.weight", "backbone_pose.stage9.weight"):
+        with pytest.raises(VqhpsError, match="1 tensors missing or left over"):
+            convert_vqhps({**state, name: torch.zeros(1)}, tokenizer, np.zeros((17, 3)))
+
+
+def test_the_command_converts_and_says_what_is_missing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = str(folder / "mesh_vqvae.pt"), str(folder / "out")
+    bodies = ["--body-models", str(folder)]
+    connections = ["--connections", str(REFERENCE / "smpl_connections")]
+    assert main(["convert", weights, "--out", out, *bodies]) == 2
+    assert "give the published matrices with --connections FOLDER" in capsys.readouterr().err
+    assert main(["convert", weights, "--out", out, *connections, "--body-models", str(folder / "none")]) == 2
+    assert "register at https://smpl.is.tue.mpg.de" in capsys.readouterr().err
+    assert main(["convert", weights, "--out", out, *connections, *bodies]) == 0
+    model = load_checkpoint(out)
+    golden = np.load(REFERENCE / "golden_mesh_vqvae.npz")
+    assert isinstance(model, MeshVQVAE)
+    close(model.decode(torch.from_numpy(golden["indices"])), golden["decoded"])
+    assert model.regressor("coco17").shape == model.regressor("h36m17").shape == (17, 6890)
+
+
+def test_tensors_missing_left_over_or_misshapen(folder: Path) -> None:
+    state = read_published(folder / "mesh_vqvae.pt")
+    rest = (REFERENCE / "smpl_connections", SMPLBody(folder / "SMPL_NEUTRAL.npz"))
+    for name in ("encoder.model.weights0", "encoder.model.w_weights13", "vq_vae._embedding.weight"):
+        lacking = {n: v for n, v in state.items() if n.rpartition(".")[2] != name.rpartition(".")[2]}
+        with pytest.raises(VqhpsError, match=f"lacks '{name.removeprefix('encoder.model.')}'"):
+            convert_tokenizer(lacking, *rest)
+    with pytest.raises(VqhpsError, match="left over, first 'weights99'"):
+        convert_tokenizer({**state, "encoder.model.weights99": torch.zeros(1)}, *rest)
+    with pytest.raises(VqhpsError, match=r"coefficients' is \(54, 19, 4\), not \(54, 19, 9\)"):
+        convert_tokenizer({**state, "encoder.model.w_weights6": torch.zeros(54, 19, 4)}, *rest)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no pickle", "is no file of plain tensors"),
+        (b"", "is no file of plain tensors"),
+        ({"model": 3}, "holds no state"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "a.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(VqhpsError, match=message) as error:
+        read_published(path)
+    assert "\n" not in str(error.value)
