@@ -124,8 +124,11 @@ def test_tensors_missing_left_over_or_misshapen(folder: Path) -> None:
             convert_tokenizer(lacking, *rest)
     with pytest.raises(VqhpsError, match="left over, first 'weights99'"):
         convert_tokenizer({**state, "encoder.model.weights99": torch.zeros(1)}, *rest)
+    other = {"encoder.model.w_weights6": torch.zeros(54, 19, 4)}
+    with pytest.raises(VqhpsError, match="its encoder and decoder differ in 'w_weights6'"):
+        convert_tokenizer({**state, **other}, *rest)
     with pytest.raises(VqhpsError, match=r"coefficients' is \(54, 19, 4\), not \(54, 19, 9\)"):
-        convert_tokenizer({**state, "encoder.model.w_weights6": torch.zeros(54, 19, 4)}, *rest)
+        convert_tokenizer({**state, **other, "decoder.model.w_weights6": torch.zeros(54, 19, 4)}, *rest)
 
 
 @pytest.mark.parametrize(

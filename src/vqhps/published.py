@@ -122,8 +122,11 @@ def convert_tokenizer(state: Mapping[str, Tensor], connections: Path, body: SMPL
     orders = _decoder_orders(connections, levels)
     depth = len(levels) - 1
     last = 4 * depth + 1  # number of the last layer
-    own = {name.removeprefix("encoder.model."): v for name, v in state.items() if not name.startswith("decoder.model.")}
-    own |= {name.removeprefix("decoder.model."): v for name, v in state.items() if name.startswith("decoder.model.")}
+    own: _State = {}
+    for name, value in state.items():  # encoder and decoder are one network, whose tensors stand under both names
+        short = name.removeprefix("encoder.model.").removeprefix("decoder.model.")
+        if not torch.equal(own.setdefault(short, value), value):
+            raise VqhpsError(f"the published state does not fit: its encoder and decoder differ in '{short}'")
     codebook = _tensor(own, "vq_vae._embedding.weight")
     if lost := {"weights0", *(f"bias{2 * i}" for i in range(depth))} - own.keys():
         raise VqhpsError(f"the published state lacks '{min(lost)}'")
