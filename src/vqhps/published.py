@@ -3,6 +3,7 @@
 Source: Fiche et al., "VQ-HPS: Human Pose and Shape Estimation in a Vector-Quantized Latent Space", ECCV 2024.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -54,15 +55,20 @@ def read_published(path: Path) -> _State:
         VqhpsError: the file is damaged, would run code, or holds no state.
         OSError: it cannot be read.
     """
-    scalar, dtype = np.float64(0).__reduce__()[0], type(np.dtype(np.float64))
+    numbers = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"]]
+    harmless = [np.float64(0).__reduce__()[0], np.dtype, *numbers]  # such as a loss beside the weights
     try:
-        with torch.serialization.safe_globals([scalar, np.dtype, dtype]):  # such as a loss beside the weights
+        with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise VqhpsError(f"{path} is no file of plain tensors: {next(iter(reason), type(error).__name__)}") from error
+    except Exception as error:  # its own message advises to run what is in the file
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named:
+            raise VqhpsError(
+                f"{path} is refused: it asks to load {named[1]}, which could run code; nothing was run"
+            ) from None
+        raise VqhpsError(f"{path} is damaged or no file that torch saved ({type(error).__name__})") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise VqhpsError(f"{path} holds no state of tensors under 'model'")
