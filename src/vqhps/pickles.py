@@ -1,4 +1,4 @@
-"""Pickles that others published, read without executing anything of theirs.
+"""Pickles and `.npz` that others published, read without executing anything of theirs.
 
 Body files and annotations of the field are pickles of numpy arrays, some inside objects of libraries that nobody needs
 to install any more (chumpy, scipy.sparse). Of what a pickle names, only numpy's reconstruction of arrays runs; objects
@@ -7,6 +7,7 @@ of those two libraries are kept as data; everything else is refused by its name.
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def read_pickle(path: Path) -> Any:
             ) from None
         except Exception as error:  # whatever a damaged pickle trips over
             raise VqhpsError(f"{path} is damaged or no pickle ({type(error).__name__}: {error})") from error
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Those of the named arrays that an `.npz` holds. Others are not looked at: published files keep pickled
+    dictionaries beside their arrays.
+
+    Raises:
+        VqhpsError: the file is damaged, or one of the arrays would have to be unpickled.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as table:
+                return {name: table[name] for name in names if name in table.files}
+        except Exception as error:  # numpy and zipfile raise several kinds for damaged files
+            raise VqhpsError(f"{path} is damaged or no .npz of plain arrays ({error})") from error
 
 
 class _Reader(pickle.Unpickler):

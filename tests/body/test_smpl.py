@@ -129,6 +129,16 @@ def test_what_is_no_body_is_named(tmp_path: Path, name: str, value: np.ndarray |
         SMPLBody(tmp_path / "a.npz")
 
 
+def test_pickled_dictionaries_beside_the_arrays_are_not_looked_at(file: Path) -> None:
+    """SMPL-X's `.npz` has some; an array that is needed must be plain."""
+    beside = np.array({"Pelvis": 0}, object)
+    np.savez(file, **smpl_arrays(), joint2num=beside)  # type: ignore[arg-type]
+    assert SMPLBody(file).name == "smpl"
+    np.savez(file, **{**smpl_arrays(), "weights": beside})  # type: ignore[arg-type]
+    with pytest.raises(VqhpsError, match=r"no \.npz of plain arrays"):
+        SMPLBody(file)
+
+
 def test_a_truncated_file_is_named(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(VqhpsError, match=r"SMPL_NEUTRAL\.npz is damaged or no \.npz"):

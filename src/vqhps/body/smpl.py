@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
-from vqhps.pickles import read_pickle
+from vqhps.pickles import read_npz, read_pickle
 
 Kind = Literal["smpl", "smplh", "smplx"]
 Gender = Literal["neutral", "female", "male"]
@@ -103,8 +103,8 @@ class SMPLBody:
         self.faces = data["f"].astype(np.int64)
         regressor = data["J_regressor"]
         kinds = {len(names): kind for kind, names in _BONES.items()}
-        kind = kinds.get(len(data["J_regressor"]))
         count, bones = len(data["v_template"]), len(regressor)
+        kind = kinds.get(bones)
         expected = {
             "v_template": (count, 3), "shapedirs": (count, 3, _SHAPES), "posedirs": (count, 3, 9 * (bones - 1)),
             "J_regressor": (bones, count), "weights": (count, bones), "kintree_table": (2, bones),
@@ -180,19 +180,10 @@ class SMPLBody:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".pkl":
-        content: Any = read_pickle(path)
-    else:
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as table:
-                content = {name: table[name] for name in table.files if table[name].dtype != object}
-        except OSError:
-            raise
-        except Exception as error:  # numpy and zipfile raise several kinds for damaged files
-            raise VqhpsError(f"{path} is damaged or no .npz ({error})") from error
+    wanted = ("f", "v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
+    content: Any = read_pickle(path) if path.suffix == ".pkl" else read_npz(path, wanted)
     if not isinstance(content, dict):
         raise VqhpsError(f"{path} holds no body: not a mapping")
-    wanted = ("f", "v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
     for name in wanted:
         value = content.get(name)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from vqhps.body.model import canonical
 from vqhps.body.smpl import Gender, Kind, SMPLBody, find_body_file
 from vqhps.errors import VqhpsError
+from vqhps.pickles import read_npz
 
 log = logging.getLogger(__name__)
 
@@ -114,11 +114,7 @@ def _clips(paths: list[Path], rate: float, skip_bad: bool, skipped: list[str]) -
 
 
 def _read(path: Path, rate: float) -> _Clip:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as table:
-            content: dict[str, Any] = {name: table[name] for name in table.files if table[name].dtype != object}
-    except Exception as error:  # numpy and zipfile raise several kinds for damaged files
-        raise VqhpsError(f"{path} is damaged or no .npz ({error})") from error
+    content = read_npz(path, ("poses", "betas", "gender", "mocap_framerate", "mocap_frame_rate"))
     poses, betas = content.get("poses"), content.get("betas")
     fps = content.get("mocap_framerate", content.get("mocap_frame_rate"))
     for name, value in (("poses", poses), ("betas", betas), ("mocap_framerate", fps)):
