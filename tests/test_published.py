@@ -13,8 +13,11 @@ from vqhps.body.smpl import SMPLBody
 from vqhps.checkpoint import load_checkpoint
 from vqhps.cli import main
 from vqhps.errors import VqhpsError
+from vqhps.export import ExportConfig, export_bundle
+from vqhps.geometry import matrix_from_6d, rotate
 from vqhps.models.transformer import CausalHead
 from vqhps.published import convert_tokenizer, convert_vqhps, read_published, used
+from vqhps.runtime.bundle import OUTPUTS, open_session
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 
 REFERENCE = DATA.parent / "reference"
@@ -78,6 +81,27 @@ def test_golden_vqhps_resnet50(tokenizer: MeshVQVAE) -> None:
         logits = along_the_batch(model.token_head, torch.cat(decoded))
     close(logits, golden["logits"])
     assert np.array_equal(logits.argmax(2), golden["indices"])
+
+
+def test_golden_vqhps_resnet50_as_a_bundle(tokenizer: MeshVQVAE, tmp_path: Path) -> None:
+    golden = np.load(REFERENCE / "golden_vqhps_resnet50.npz")
+    joints = golden["pose_init"][0].reshape(17, 3)
+    model = convert_vqhps(used(golden_state(REFERENCE / "state_vqhps_resnet50.json")), tokenizer, joints)
+    export_bundle(model, tmp_path / "bundle", ExportConfig(body="smpl", half=False))
+    image = torch.from_numpy(np.random.RandomState(9).standard_normal((2, 3, 224, 224))[:1]).float()
+    mean, std = (255 * torch.tensor(x).view(3, 1, 1) for x in (model.backbone.mean, model.backbone.std))
+    session = open_session(tmp_path / "bundle" / "model.onnx", ("image",), OUTPUTS)
+    found = dict(zip(OUTPUTS, session.run(OUTPUTS, {"image": (image * std + mean).numpy()}), strict=True))
+    rotation = matrix_from_6d(torch.from_numpy(golden["rotation_6d"][:1]))
+    decoded = tokenizer.decode(torch.from_numpy(golden["indices"][:1]))
+    expected = {
+        "logits": golden["logits"][:1], "camera": golden["camera"][:1], "rotation": rotation.numpy(),
+        "vertices": rotate(rotation, tokenizer.upsample(decoded)).numpy(),
+    }  # fmt: skip
+    for name, values in expected.items():
+        scale = np.abs(values).max()
+        np.testing.assert_allclose(found[name] / scale, values / scale, atol=1e-3, err_msg=name)
+    assert np.array_equal(found["indices"], golden["indices"][:1])
 
 
 def along_the_batch(head: CausalHead, tokens: torch.Tensor) -> torch.Tensor:

@@ -127,16 +127,36 @@ def load_tokenizer(folder: Path | str) -> MeshVQVAE:
     return model if isinstance(model, MeshVQVAE) else model.tokenizer  # type: ignore[return-value]
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def body_of_checkpoint(folder: Path | str) -> str:
+    """Name of the body of a checkpoint.
+
+    Raises:
+        VqhpsError: as `load_checkpoint`.
+    """
+    body = _config(Path(folder)).get("body")
+    return "anny-full" if body == "anny" else str(body)
+
+
+def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
     except OSError as error:
-        raise VqhpsError(f"{folder} is not a checkpoint: no readable {Path(error.filename or '').name}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise VqhpsError(f"{folder} is not a checkpoint: no readable config.json") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VqhpsError(f"{folder} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise VqhpsError(f"{folder}/config.json does not hold a mapping")
+    return config
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = _config(folder)
+    try:
+        state = load_file(folder / "model.safetensors")
+    except OSError as error:
+        raise VqhpsError(f"{folder} is not a checkpoint: no readable {Path(error.filename or '').name}") from error
+    except SafetensorError as error:
+        raise VqhpsError(f"{folder} is damaged: {error}") from error
     widen = {torch.float16: torch.float32, torch.int32: torch.int64}
     return config, {name: value.to(widen.get(value.dtype, value.dtype)) for name, value in state.items()}
 

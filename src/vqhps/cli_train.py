@@ -246,14 +246,20 @@ class Export:
     """Export the tokenizer that an image model holds instead of the model."""
     input_size: int | None = None
     """Side of the crops, px; by default what the backbone needs, or 224."""
+    single: bool = False
+    """Keep all weights in single precision: twice the size."""
+    crop_scale: float = 1.25
+    """Side of the crops over the long side of the box, as the model was trained."""
     training_data: str = "unknown"
     """One line for the bundle's metadata."""
+    licence: str = "Apache-2.0"
+    """Of the weights, likewise."""
 
     def run(self) -> int:
         """Print what the checks found."""
         from dataclasses import asdict
 
-        from vqhps.checkpoint import load_checkpoint
+        from vqhps.checkpoint import body_of_checkpoint, load_checkpoint
         from vqhps.export import ExportConfig, export_bundle
         from vqhps.export_tokenizer import export_tokenizer
         from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
@@ -265,6 +271,9 @@ class Export:
             print(json.dumps(asdict(report), indent=1))
             return 0
         size = self.input_size or model.backbone.input_size or 224
-        config = ExportConfig(input_size=size, training_data=self.training_data)
+        config = ExportConfig(
+            input_size=size, training_data=self.training_data, licence=self.licence, crop_scale=self.crop_scale,
+            body=body_of_checkpoint(self.checkpoint), half=not self.single,
+        )  # fmt: skip
         print(json.dumps(asdict(export_bundle(model, self.out, config)), indent=1))
         return 0

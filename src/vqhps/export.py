@@ -18,14 +18,12 @@ from torch import Tensor, nn
 
 from vqhps.config import to_dict
 from vqhps.crop import crop_image
+from vqhps.data.sample import CROP_SCALE
 from vqhps.errors import VqhpsError
 from vqhps.runtime.bundle import FORMAT, OUTPUTS, Bundle, BundleInfo, BundleOutput, Metric
 from vqhps.runtime.photo import read_photo
 
 logger = logging.getLogger(__name__)
-
-MAX_BYTES = 40_000_000
-CROP_SCALE = 1.25
 
 _OPSET = 18
 _TOLERANCE = 1e-4  # of vertices, m, absolute and relative
@@ -45,7 +43,10 @@ class ExportConfig:
         licence: of the weights.
         training_data: one line on what the weights were trained on.
         input_size: side of the crop, px.
+        crop_scale: side of the crop over the long side of the box.
+        body: name of the body model.
         metrics: measured numbers to go with the bundle.
+        half: store large weights in half precision.
     """
 
     name: str = "vqhps"
@@ -53,7 +54,10 @@ class ExportConfig:
     licence: str = "Apache-2.0"
     training_data: str = "unknown"
     input_size: int = 224
+    crop_scale: float = CROP_SCALE
+    body: str = "anny-full"
     metrics: tuple[Metric, ...] = ()
+    half: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,16 @@ class ExportReport:
 
     Attributes:
         single_mm: largest deviation of a vertex from torch, weights in single precision.
-        half_mean_mm: mean deviation of a vertex from torch, weights in half precision (as written).
-        half_max_mm: largest such deviation.
-        equal_tokens: share of tokens that half precision leaves as they are, in [0, 1].
+        written_mean_mm: mean deviation of a vertex from torch, as written.
+        written_max_mm: largest such deviation.
+        equal_tokens: share of tokens that are the same as written, in [0, 1].
         bytes: size of `model.onnx`.
         crops: number of crops compared.
     """
 
     single_mm: float
-    half_mean_mm: float
-    half_max_mm: float
+    written_mean_mm: float
+    written_max_mm: float
     equal_tokens: float
     bytes: int
     crops: int
@@ -109,7 +113,7 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
         photos: to cut crops for the checks from; made-up pictures by default.
 
     Raises:
-        VqhpsError: the model cannot be exported, or the graph differs from it, or it is too large.
+        VqhpsError: the model cannot be exported, or the graph differs from it.
     """
     if "image" not in model.config.sources or (
         "keypoints" in model.config.sources and not model.backbone.finds_keypoints
@@ -126,8 +130,9 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
             images = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
             expected = BundleOutput(*(x.numpy() for x in graph(images)))
         single_mm = check_equal(Bundle.load(staging), crops, expected)
-        halve_weights(single, keep=[b.numpy() for b in model.buffers() if b.numel() < _MAX_KEPT])
-        report = _check_half(Bundle.load(staging), crops, expected, single_mm, single.stat().st_size)
+        if config.half:
+            halve_weights(single, keep=[b.numpy() for b in model.buffers() if b.numel() < _MAX_KEPT])
+        report = _check_written(Bundle.load(staging), crops, expected, single_mm, single.stat().st_size)
     logger.info("wrote %s: %s", out, asdict(report))
     return report
 
@@ -285,19 +290,17 @@ def check_equal(bundle: Bundle, crops: UInt8[np.ndarray, "N S S 3"], expected: B
     return worst
 
 
-def _check_half(
+def _check_written(
     bundle: Bundle, crops: UInt8[np.ndarray, "N S S 3"], expected: BundleOutput, single_mm: float, size: int
 ) -> ExportReport:
     found = bundle.run(crops)
     distance = _distance_mm(found, expected.vertices)
     equal = float((found.indices == expected.indices).mean())
     report = ExportReport(single_mm, float(distance.mean()), float(distance.max()), equal, size, len(crops))
-    if report.half_mean_mm > _HALF_LIMIT_MM:
+    if report.written_mean_mm > _HALF_LIMIT_MM:
         raise VqhpsError(
-            f"half-precision weights move the mesh by {report.half_mean_mm:.2f} mm on average: not written"
+            f"half-precision weights move the mesh by {report.written_mean_mm:.2f} mm on average: not written"
         )
-    if size > MAX_BYTES:
-        raise VqhpsError(f"the graph has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: choose a smaller model")
     return report
 
 
@@ -316,10 +319,10 @@ def _write_metadata(folder: Path, model: Any, config: ExportConfig) -> None:
         input_size=config.input_size,
         mean=tuple(float(x) * 255 for x in model.backbone.mean),  # type: ignore[arg-type]
         std=tuple(float(x) * 255 for x in model.backbone.std),  # type: ignore[arg-type]
-        crop_scale=CROP_SCALE,
+        crop_scale=config.crop_scale,
         tokens=model.tokenizer.num_tokens,
         codes=model.tokenizer.num_codes,
-        body="anny-full",
+        body=config.body,
         joints="coco17",
         licence=config.licence,
         training_data=config.training_data,

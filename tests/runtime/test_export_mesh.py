@@ -34,8 +34,24 @@ def test_glb_is_y_up_metres_in_a_colour(tmp_path):
     mesh = trimesh.load(path, force="mesh", process=False)
     np.testing.assert_allclose(mesh.vertices, Y_UP, atol=1e-6)
     np.testing.assert_array_equal(mesh.faces, FACES)
-    np.testing.assert_array_equal(mesh.visual.material.baseColorFactor, [51, 102, 255, 255])
+    np.testing.assert_array_equal(mesh.visual.material.baseColorFactor, [8, 34, 255, 255])  # in linear light
+    np.testing.assert_allclose(
+        mesh.vertex_normals, trimesh.Trimesh(Y_UP, FACES, process=False).vertex_normals, atol=0.1
+    )
     assert mesh.is_watertight and mesh.volume > 0  # axes are turned, not mirrored
+
+
+def test_normals_point_outwards_and_weigh_by_area():
+    """Of a box, against a sum by hand; a vertex without triangles has some normal too."""
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float32)
+    hull = trimesh.convex.convex_hull(corners)
+    normals = export_mesh.vertex_normals(np.asarray(hull.vertices, np.float32), np.asarray(hull.faces))
+    weighted = np.zeros((8, 3))
+    for face, normal, area in zip(hull.faces, hull.face_normals, hull.area_faces, strict=True):
+        weighted[face] += normal * area
+    np.testing.assert_allclose(normals, weighted / np.linalg.norm(weighted, axis=1, keepdims=True), atol=1e-6)
+    lone = export_mesh.vertex_normals(np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], np.array([[0, 1, 2]]))
+    np.testing.assert_allclose(lone, [[3**-0.5] * 3] * 3 + [[0, 0, 1]], atol=1e-6)
 
 
 def test_obj_is_the_same_mesh(tmp_path):
