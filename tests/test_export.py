@@ -174,9 +174,9 @@ def test_refusals(tmp_path):
 
 
 def test_single_precision_on_request(tmp_path):
-    config = dataclasses.replace(CONFIG, half=False, body="capsule", crop_scale=1.2)
+    config = dataclasses.replace(CONFIG, weights="single", body="capsule", crop_scale=1.2)
     report = export_bundle(Small().eval(), tmp_path / "bundle", config)
-    assert report.written_max_mm <= report.single_mm < 1e-3 and report.equal_tokens == 1
+    assert report.written_max_mm <= report.single_mm < 0.01 and report.equal_tokens == 1
     weights = onnx.load(tmp_path / "bundle" / "model.onnx").graph.initializer
     assert onnx.TensorProto.FLOAT16 not in {w.data_type for w in weights}
     info = Bundle.load(tmp_path / "bundle").info
@@ -197,3 +197,30 @@ def test_a_bundle_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> 
     content = (Path(bundle.__file__).parents[1] / "bundles" / "default" / "model.onnx").read_bytes()
     assert b"stack_trace" not in content
     assert b".py" not in content
+
+
+def test_convolutions_in_eight_bits(tmp_path: Path, exported) -> None:
+    """Those two that follow each other, and the activation between them; the rest of the graph stays as it is."""
+
+    class Two(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.backbone = nn.Sequential(
+                nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 2, stride=2), nn.ReLU()
+            )
+            self.backbone.mean, self.backbone.std = (0.5,) * 3, (0.25,) * 3
+            self.backbone.finds_keypoints = False
+
+    _, _, photos = exported
+    model, config = Two().eval(), dataclasses.replace(CONFIG, weights="int8")
+    with pytest.raises(VqhpsError, match="need photos of people"):
+        export_bundle(model, tmp_path / "bundle", config)
+    report = export_bundle(model, tmp_path / "bundle", config, photos)
+    assert 0 < report.written_mean_mm < 1
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
+    weights = {w.name: w for w in graph.initializer if w.data_type == onnx.TensorProto.INT8 and len(w.dims) == 4}
+    assert sorted(tuple(w.dims) for w in weights.values()) == [(16, 3, 4, 4), (32, 16, 2, 2)]
+    products = [n for n in graph.node if n.op_type in ("Gemm", "MatMul")]
+    made = {name: n.op_type for n in graph.node for name in n.output}
+    assert products and not any(made.get(name) == "DequantizeLinear" for n in products for name in n.input)

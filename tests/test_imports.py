@@ -26,7 +26,7 @@ ALLOWED = {
     "training_config": _MODELS | {"models", "data"},
     "training_guess": _PARTS, "training_keypoints": _PARTS,
     "training_image": _PARTS | {"training_guess", "training_keypoints"},
-    "export": _TRAINING, "published": _MODELS | {"models", "checkpoint"},
+    "export": _TRAINING | {"export_int8"}, "export_int8": _BASE, "published": _MODELS | {"models", "checkpoint"},
     "export_tokenizer": _TRAINING | {"export"},
     "app": _PURE | {"runtime"},
 }  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vqhps.cli_train import (
+    BenchModel,
     Convert,
     Evaluate,
     EvaluateRateDistortion,
@@ -191,6 +192,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "export": Export,
     "download": Download,
     "bench predict": BenchPredict,
+    "bench model": BenchModel,
     "bench tokenizer": BenchTokenizer,
 }
 

@@ -246,8 +246,10 @@ class Export:
     """Export the tokenizer that an image model holds instead of the model."""
     input_size: int | None = None
     """Side of the crops, px; by default what the backbone needs, or 224."""
-    single: bool = False
-    """Keep all weights in single precision: twice the size."""
+    weights: Literal["half", "single", "int8"] = "half"
+    """How they are stored; int8 runs the convolutions in eight bits: faster, and it needs --photos."""
+    photos: Path | None = None
+    """Folder of photos of people, to measure the ranges of int8 on and to compare with torch."""
     crop_scale: float = 1.25
     """Side of the crops over the long side of the box, as the model was trained."""
     training_data: str = "unknown"
@@ -273,7 +275,40 @@ class Export:
         size = self.input_size or model.backbone.input_size or 224
         config = ExportConfig(
             input_size=size, training_data=self.training_data, licence=self.licence, crop_scale=self.crop_scale,
-            body=body_of_checkpoint(self.checkpoint), half=not self.single,
+            body=body_of_checkpoint(self.checkpoint), weights=self.weights,
         )  # fmt: skip
-        print(json.dumps(asdict(export_bundle(model, self.out, config)), indent=1))
+        photos = _photos(self.photos) if self.photos else []
+        print(json.dumps(asdict(export_bundle(model, self.out, config, photos)), indent=1))
+        return 0
+
+
+def _photos(folder: Path) -> list[Path]:
+    """The photos of a folder.
+
+    Raises:
+        VqhpsError: it has none.
+    """
+    endings = {".jpg", ".jpeg", ".png", ".webp"}
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in endings)
+    if not found:
+        raise VqhpsError(f"no photos ({', '.join(sorted(endings))}) in {folder}")
+    return found
+
+
+@dataclass
+class BenchModel:
+    """Time one crop through a checkpoint run by torch and through bundles of it, in turns, against a matrix product."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Of an image model."""
+    bundles: tuple[Path, ...] = ()
+    """Exported from it."""
+    runs: int = 20
+    """Repetitions; medians are printed."""
+
+    def run(self) -> int:
+        """Print the timings as JSON."""
+        from vqhps.evaluation.model_speed import bench_model
+
+        print(json.dumps(bench_model(self.checkpoint, self.bundles, self.runs), indent=1))
         return 0

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from vqhps.config import to_dict
 from vqhps.crop import crop_image
 from vqhps.data.sample import CROP_SCALE
 from vqhps.errors import VqhpsError
+from vqhps.export_int8 import quantize_convolutions
 from vqhps.runtime.bundle import FORMAT, OUTPUTS, Bundle, BundleInfo, BundleOutput, Metric
 from vqhps.runtime.photo import read_photo
 
@@ -27,10 +28,13 @@ logger = logging.getLogger(__name__)
 
 _OPSET = 18
 _TOLERANCE = 1e-4  # of vertices, m, absolute and relative
-_HALF_LIMIT_MM = 1.0  # mean deviation of vertices that half-precision weights may cause
+_LIMIT_MM = 1.0  # mean deviation of vertices that weights of less precision may cause
 _MIN_HALF = 1024  # smaller tensors (biases, norms) stay in single precision
 _MAX_KEPT = 500_000  # and so do buffers below this size: the template, the upsampler, the codebook
 _BATCHES = (1, 3)  # sizes tried, to be sure that the batch is free
+
+
+Weights = Literal["half", "single", "int8"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class ExportConfig:
         crop_scale: side of the crop over the long side of the box.
         body: name of the body model.
         metrics: measured numbers to go with the bundle.
-        half: store large weights in half precision.
+        weights: how they are stored. `half`: large ones in half precision, computed in single; `int8`: convolutions
+            run in eight bits, which is faster.
     """
 
     name: str = "vqhps"
@@ -57,7 +62,7 @@ class ExportConfig:
     crop_scale: float = CROP_SCALE
     body: str = "anny-full"
     metrics: tuple[Metric, ...] = ()
-    half: bool = True
+    weights: Weights = "half"
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,8 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
         model: a `VQHPS` that is given images only.
         out: folder of the bundle.
         config: what the bundle says of itself.
-        photos: to cut crops for the checks from; made-up pictures by default.
+        photos: to cut crops for the checks from; made-up pictures by default. `int8` needs some, like those to come:
+            it measures its ranges on them.
 
     Raises:
         VqhpsError: the model cannot be exported, or the graph differs from it.
@@ -119,6 +125,8 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
         "keypoints" in model.config.sources and not model.backbone.finds_keypoints
     ):
         raise VqhpsError(f"a bundle's one input is an image; this model is given {', '.join(model.config.sources)}")
+    if config.weights == "int8" and not photos:
+        raise VqhpsError("eight-bit convolutions need photos of people to measure their ranges on: give some")
     graph = BundleGraph(model.cpu().eval()).eval()
     crops = check_crops(photos, config.input_size)
     with staged_folder(out, "bundle.json") as staging:
@@ -130,7 +138,9 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
             images = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
             expected = BundleOutput(*(x.numpy() for x in graph(images)))
         single_mm = check_equal(Bundle.load(staging), crops, expected)
-        if config.half:
+        if config.weights == "int8":
+            quantize_convolutions(single, crops)
+        if config.weights != "single":
             halve_weights(single, keep=[b.numpy() for b in model.buffers() if b.numel() < _MAX_KEPT])
         report = _check_written(Bundle.load(staging), crops, expected, single_mm, single.stat().st_size)
     logger.info("wrote %s: %s", out, asdict(report))
@@ -297,9 +307,9 @@ def _check_written(
     distance = _distance_mm(found, expected.vertices)
     equal = float((found.indices == expected.indices).mean())
     report = ExportReport(single_mm, float(distance.mean()), float(distance.max()), equal, size, len(crops))
-    if report.written_mean_mm > _HALF_LIMIT_MM:
+    if report.written_mean_mm > _LIMIT_MM:
         raise VqhpsError(
-            f"half-precision weights move the mesh by {report.written_mean_mm:.2f} mm on average: not written"
+            f"weights of this precision move the mesh by {report.written_mean_mm:.2f} mm on average: not written"
         )
     return report
 

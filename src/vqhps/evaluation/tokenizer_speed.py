@@ -143,7 +143,7 @@ def _compare(levels: list[Level], batch: int, runs: int, peak: float) -> dict[st
     forwards = {name: _forward(model, bodies) for name, model in models.items()}
     operations = flops(network, batch)
     for kind, actions, work in (("forward", forwards, operations), ("step", steps, 3 * operations)):
-        times = _in_turns(actions, runs, kind)
+        times = in_turns(actions, runs, kind)
         report[kind] = {f"{name}_ms": round(1000 * seconds, 2) for name, seconds in times.items()} | {
             "ratio": round(times["published"] / times["ours"], 2),
             "peak_share": round(work / times["ours"] / peak, 3),
@@ -195,7 +195,7 @@ def _training_step(model: nn.Module, bodies: Float[Tensor, "B V 3"]) -> Callable
     return step
 
 
-def _in_turns(actions: dict[str, Callable[[], Any]], runs: int, label: str) -> dict[str, float]:
+def in_turns(actions: dict[str, Callable[[], Any]], runs: int, label: str) -> dict[str, float]:
     """Median seconds of each, after a run that does not count."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in tqdm(range(runs + 1), label, leave=False, disable=None):
