@@ -129,6 +129,34 @@ class Evaluate:
 
 
 @dataclass
+class EvaluatePredictions:
+    """Score any system's meshes or joints under the protocols used here; see docs/evaluation.md for the files."""
+
+    predictions: tyro.conf.Positional[Path]
+    """.npz of `names` and `vertices`, `joints` or both: metres, camera axes."""
+    truth: Path
+    """.npz of the same form; every sample of it must be among the predictions."""
+    dataset: str | None = None
+    """Print published results on this data set beside (3dpw-test, emdb1)."""
+    out: Path | None = None
+    """Folder for results.csv (a row a sample) and results.json."""
+    body_models: Path | None = None
+    """Folder of body files, for SMPL meshes; by default VQHPS_BODY_MODELS, then ~/.config/vqhps/body_models."""
+
+    def run(self) -> int:
+        """Print the summary as JSON, and the table."""
+        from vqhps.evaluation.predictions import beside_published, evaluate_predictions, published_rows
+
+        if self.dataset:
+            published_rows(self.dataset)  # says so at once if there are none
+        summary = evaluate_predictions(self.predictions, self.truth, self.out, self.body_models)
+        print(json.dumps(summary, indent=1))
+        if self.dataset:
+            print(beside_published(summary, self.dataset, self.predictions.name))
+        return 0
+
+
+@dataclass
 class EvaluateRateDistortion:
     """Fit tokenizers of many sizes to the same bodies: bits a mesh against the error, as a table and a plot."""
 

@@ -32,3 +32,23 @@ def correct_keypoints(
     """
     near = np.linalg.norm(predicted - true, axis=-1) <= share * reference[:, None]
     return (near & labelled).sum(1).astype(float), labelled.sum(1).astype(float)
+
+
+def confidence_interval(
+    values: Float[np.ndarray, "N"], weights: Float[np.ndarray, "N"] | None = None, resamples: int = 2000
+) -> tuple[float, float]:
+    """Bounds of the mean over samples that 95 % of bootstrap resamples stay within (percentile method, fixed seed).
+
+    Args:
+        values: one a sample; with `weights`, numerators of a ratio of sums such as PCK.
+        weights: its denominators; ones by default.
+        resamples: how many.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    rng, means = np.random.default_rng(0), np.empty(resamples)
+    chunk = max(1, 2_000_000 // len(values))  # bounds the memory
+    for start in range(0, resamples, chunk):
+        rows = rng.integers(len(values), size=(min(chunk, resamples - start), len(values)))
+        means[start : start + chunk] = values[rows].sum(1) / np.maximum(weights[rows].sum(1), 1e-12)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)

@@ -16,43 +16,56 @@ class Protocol:
 
     Attributes:
         name: of the protocol.
-        joints: rows of `h36m17` that MPJPE takes the mean over.
-        origin: what both meshes are centred on: the mean of the vertices, or the pelvis joint.
+        joints: rows of the joint set that MPJPE takes the mean over.
+        origin: what both meshes are centred on: the mean of the vertices, or the pelvis joint, the first of the set.
+        joint_set: name of the joint regressor.
     """
 
     name: str
     joints: tuple[int, ...]
     origin: Literal["vertices", "pelvis"]
+    joint_set: Literal["h36m17", "smpl24"] = "h36m17"
 
 
 PROTOCOLS = {
     "authors": Protocol("authors", tuple(range(len(H36M17))), "vertices"),
     "standard": Protocol("standard", H36M17_TO_14, "pelvis"),
+    "smpl24": Protocol("smpl24", tuple(range(24)), "pelvis", "smpl24"),
 }
+"""By name: that of the VQ-HPS paper; that of most papers on 3DPW; that of EMDB, for bodies of the SMPL family."""
 
 
 def mesh_errors(
     protocol: Protocol,
     predicted: Float[np.ndarray, "B V 3"],
     true: Float[np.ndarray, "B V 3"],
-    regressor: Float[np.ndarray, "17 V"],
+    regressor: Float[np.ndarray, "J V"],
 ) -> dict[str, Float[np.ndarray, "B"]]:
     """PVE, PA-PVE, MPJPE and PA-MPJPE of each sample, mm.
 
     Args:
         protocol: how.
         predicted, true: full meshes in the axes of the same camera, metres.
-        regressor: `h36m17` of that mesh.
+        regressor: the protocol's joint set of that mesh.
     """
-    centred = []
-    for vertices in (predicted, true):
-        joints = regressor @ vertices
-        origin = vertices.mean(1, keepdims=True) if protocol.origin == "vertices" else joints[:, :1]
-        centred.append((vertices - origin, (joints - origin)[:, list(protocol.joints)]))
-    (vertices, joints), (true_vertices, true_joints) = centred
+    joints, true_joints = regressor @ predicted, regressor @ true
+    pelvis = protocol.origin == "pelvis"
+    origin, true_origin = (
+        j[:, :1] if pelvis else v.mean(1, keepdims=True) for v, j in ((predicted, joints), (true, true_joints))
+    )
     return {
-        "PVE": mean_distance_mm(vertices, true_vertices),
-        "PA-PVE": aligned_distance_mm(vertices, true_vertices),
-        "MPJPE": mean_distance_mm(joints, true_joints),
-        "PA-MPJPE": aligned_distance_mm(joints, true_joints),
+        "PVE": mean_distance_mm(predicted - origin, true - true_origin),
+        "PA-PVE": aligned_distance_mm(predicted, true),
+        **joint_errors(protocol, joints - origin, true_joints - true_origin),
+    }
+
+
+def joint_errors(
+    protocol: Protocol, predicted: Float[np.ndarray, "B J 3"], true: Float[np.ndarray, "B J 3"]
+) -> dict[str, Float[np.ndarray, "B"]]:
+    """MPJPE and PA-MPJPE of each sample, mm, from centred joints of the protocol's joint set, metres."""
+    chosen = list(protocol.joints)
+    return {
+        "MPJPE": mean_distance_mm(predicted[:, chosen], true[:, chosen]),
+        "PA-MPJPE": aligned_distance_mm(predicted[:, chosen], true[:, chosen]),
     }

@@ -22,7 +22,7 @@ from vqhps.crop import crop_image
 from vqhps.data.crops import crop_keypoints, crop_rotations, plain_crops
 from vqhps.data.sample import Shards
 from vqhps.errors import VqhpsError
-from vqhps.evaluation.metrics import correct_keypoints
+from vqhps.evaluation.metrics import confidence_interval, correct_keypoints
 from vqhps.evaluation.protocols import PROTOCOLS, mesh_errors
 from vqhps.geometry import crop_from_box, crop_to_full, matrix_from_quaternion, project, rotate
 from vqhps.runtime.bundle import Bundle
@@ -82,10 +82,11 @@ def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path 
         out: folder for `results.csv` (a row a sample) and `results.json`.
 
     Returns:
-        The summary: means by protocol and metric, mm, and PCK of the visible key points.
+        The summary: means by protocol and metric, mm, PCK of the visible key points, and the 95 % confidence interval
+        of each (`interval_95`).
     """
     body = anny_body("full")
-    regressor, rotations = body.joint_regressors["h36m17"], crop_rotations(shards)
+    rotations, regressors = crop_rotations(shards), body.joint_regressors
     columns: dict[str, list[np.ndarray]] = {}
     for rows in tqdm(np.array_split(np.arange(len(shards)), -(-len(shards) // 32)), "synthetic-test", unit="batch"):
         bodies = model(plain_crops(shards, rows, input_size))
@@ -94,7 +95,8 @@ def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path 
         values = {
             f"{name} {metric}": errors
             for name, protocol in PROTOCOLS.items()
-            for metric, errors in mesh_errors(protocol, bodies.vertices, true, regressor).items()
+            if protocol.joint_set in regressors
+            for metric, errors in mesh_errors(protocol, bodies.vertices, true, regressors[protocol.joint_set]).items()
         }
         keypoints, truth = project(bodies.joints, bodies.camera), crop_keypoints(shards, rows)
         boxes = shards.labels["box"][rows]
@@ -104,10 +106,9 @@ def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path 
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     table = {name: np.concatenate(parts) for name, parts in columns.items()}
-    summary = {name: float(v.mean()) for name, v in table.items() if not name.startswith(("correct", "labelled"))}
-    summary |= _pck(table)
+    summary = summarise(table)
     names = [f"{p.name}:{n}" for p, n in zip(np.array(shards.paths)[shards.shard], shards.number, strict=True)]
-    _write(out, "synthetic-test", names, table, summary)
+    write_results(out, "synthetic-test", names, table, summary)
     return summary
 
 
@@ -138,10 +139,12 @@ def evaluate_coco(
     diagonal = np.array([np.hypot(*(p.box[2:] - p.box[:2])) for p in people])
     table = _pck_columns(keypoints, np.stack([p.keypoints for p in people]), labelled, diagonal)
     enough = labelled.sum(1) >= least
-    summary = _pck({name: v[enough] for name, v in table.items()})
-    summary |= {f"{name}, all": value for name, value in _pck(table).items()}
+    summary = summarise({name: v[enough] for name, v in table.items()})
+    everyone = summarise(table)
+    intervals = summary.pop("interval_95") | {f"{n}, all": v for n, v in everyone.pop("interval_95").items()}
+    summary |= {f"{name}, all": value for name, value in everyone.items()} | {"interval_95": intervals}
     summary |= {"persons": int(enough.sum()), "persons, all": len(people)}
-    _write(out, "coco_free", [f"{p.photo.name}:{p.id}" for p in people], table, summary)
+    write_results(out, "coco_free", [f"{p.photo.name}:{p.id}" for p in people], table, summary)
     return summary
 
 
@@ -153,9 +156,23 @@ def _pck_columns(predicted: Any, true: Any, labelled: Any, diagonal: Any) -> dic
     return columns
 
 
-def _pck(table: dict[str, np.ndarray]) -> dict[str, float]:
-    total = max(1.0, float(table["labelled"].sum()))
-    return {n.replace("correct", "PCK"): float(v.sum()) / total for n, v in table.items() if n.startswith("correct")}
+def summarise(table: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means over samples, and `interval_95`: the 95 % confidence interval of each, over samples too.
+
+    Args:
+        table: a column a metric; `correct@SHARE` and `labelled` make `PCK@SHARE`.
+    """
+    labelled = table.get("labelled")
+    summary: dict[str, Any] = {}
+    intervals: dict[str, list[float]] = {}
+    for column, values in table.items():
+        if column == "labelled":
+            continue
+        weights = labelled if column.startswith("correct@") else None
+        name = column.replace("correct@", "PCK@")
+        summary[name] = float(values.sum() / max(len(values) if weights is None else weights.sum(), 1))
+        intervals[name] = list(confidence_interval(values, weights)) if len(values) else [float("nan")] * 2
+    return {**summary, "interval_95": intervals}
 
 
 @dataclass(frozen=True)
@@ -196,9 +213,10 @@ def labelled_people(folder: Path) -> list[LabelledPerson]:
         raise VqhpsError(f"{path} is not a COCO key point file: {error!r}") from error
 
 
-def _write(
+def write_results(
     out: Path | None, data: str, names: Sequence[str], table: dict[str, np.ndarray], summary: dict[str, Any]
 ) -> None:
+    """Write `results.csv`, a row a sample, and `results.json`, the summary, to a folder if one is given."""
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
