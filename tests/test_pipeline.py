@@ -21,7 +21,7 @@ from vqhps.cli import main
 from vqhps.data.lifting import FoundErrors
 from vqhps.data.mocap import _CMU_REST, load_poses
 from vqhps.data.sample import Shards
-from vqhps.evaluation.run import bundle_model, evaluate_synthetic
+from vqhps.evaluation.run import bundle_model, evaluate_people
 from vqhps.export import ExportConfig, export_bundle
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.runtime.bundle import Bundle
@@ -171,7 +171,7 @@ def test_training_moves_the_weights(trained, work, tokenizer):
 def test_bundle_evaluates(work, bundle):
     loaded = Bundle.load(bundle)
     shards = Shards([work / "shards" / "tiny-test-000000.tar"])
-    summary = evaluate_synthetic(bundle_model(loaded), loaded.info.input_size, shards, work / "results")
+    summary = evaluate_people(bundle_model(loaded), loaded.info.input_size, shards, work / "results")
     rows = (work / "results" / "results.csv").read_text().splitlines()
     assert len(rows) == 4
     written = json.loads((work / "results" / "results.json").read_text())

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vqhps.cli_prepare import Prepare3dpw, PrepareAmass, PrepareEmdb, PrepareSynthetic, bedlam_format
 from vqhps.cli_train import (
     BenchModel,
     Convert,
@@ -20,8 +21,6 @@ from vqhps.cli_train import (
     EvaluatePredictions,
     EvaluateRateDistortion,
     Export,
-    PrepareAmass,
-    PrepareSynthetic,
     TrainImageModel,
     TrainTokenizer,
 )
@@ -188,6 +187,13 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "evaluate predictions": EvaluatePredictions,
     "evaluate rate-distortion": EvaluateRateDistortion,
+    "prepare 3dpw": Prepare3dpw,
+    "prepare emdb": PrepareEmdb,
+    "prepare coco": bedlam_format("coco", "COCO (coco.npz)"),
+    "prepare mpii": bedlam_format("mpii", "MPII (mpii.npz)"),
+    "prepare h36m": bedlam_format("h36m", "Human3.6M (h36m_train.npz), subjects 1, 5, 6, 7 and 8,"),
+    "prepare mpi-inf-3dhp": bedlam_format("mpi-inf-3dhp", "MPI-INF-3DHP (mpi_inf_3dhp_train.npz)"),
+    "prepare bedlam": bedlam_format("bedlam", "BEDLAM (every .npz under the root)"),
     "prepare amass": PrepareAmass,
     "prepare synthetic": PrepareSynthetic,
     "convert": Convert,

@@ -1,4 +1,4 @@
-"""Commands of `vqhps` that need the extra `train`: training, measuring, preparing data, exporting."""
+"""Commands of `vqhps` that need the extra `train`: training, measuring, converting, exporting."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class TrainImageModel(Recipe):
 class Evaluate:
     """Measure a model, the tokenizer or the detector on held-out data."""
 
-    data: tyro.conf.Positional[Literal["synthetic-test", "coco-free", "tokenizer", "detector"]]
-    """synthetic-test and coco-free measure an image model."""
+    data: tyro.conf.Positional[Literal["synthetic-test", "3dpw-test", "emdb1", "coco-free", "tokenizer", "detector"]]
+    """synthetic-test, coco-free, and 3dpw-test and emdb1 as `vqhps prepare` wrote them, measure an image model."""
     root: Path
     """Folder of the shards, of the photos, or (tokenizer) the one that holds mocap/; or .npz of meshes."""
     bundle: Path | None = None
@@ -97,12 +97,19 @@ class Evaluate:
     """Folder for results.csv (a row a sample) and results.json."""
     figures: Path | None = None
     """Folder for pictures of what a tokenizer gets wrong and of what its tokens govern."""
+    body_models: Path | None = None
+    """Folder of body files, for 3dpw-test and emdb1; by default VQHPS_BODY_MODELS, then ~/.config/vqhps/body_models."""
     unseen: Literal["dance", "deepmimic", "makehuman"] | None = None
     """Measure the tokenizer on all of this motion set: for one trained without it (`sources` in its recipe)."""
 
     def run(self) -> int:
-        """Print the summary as JSON."""
-        print(json.dumps(self._measure(), indent=1))
+        """Print the summary as JSON, and published results beside."""
+        summary = self._measure()
+        print(json.dumps(summary, indent=1))
+        if self.data in ("3dpw-test", "emdb1"):
+            from vqhps.evaluation.predictions import beside_published
+
+            print(beside_published(summary, self.data, "this model"))
         return 0
 
     def _measure(self) -> dict[str, Any]:
@@ -118,14 +125,15 @@ class Evaluate:
                 raise VqhpsError("name the tokenizer with --checkpoint")
             return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures, self.unseen)
         from vqhps.data.sample import Shards, find_shards
-        from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_synthetic, mean_body_model
+        from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_people, mean_body_model
         from vqhps.runtime.bundle import Bundle, default_bundle
 
         bundle = Bundle.load(self.bundle) if self.bundle else default_bundle()
         model, size = (mean_body_model() if self.mean_body else bundle_model(bundle)), bundle.info.input_size
         if self.data == "coco-free":
             return evaluate_coco(model, size, self.root, self.out)
-        return evaluate_synthetic(model, size, Shards(find_shards(self.root, "test")), self.out)
+        rest = (self.out, self.data, bundle.info.crop_scale, self.body_models)
+        return evaluate_people(model, size, Shards(find_shards(self.root, "test")), *rest)
 
 
 @dataclass
@@ -181,58 +189,6 @@ class EvaluateRateDistortion:
 
         for point in rate_distortion(self.root, self.out, self.latents, self.codes, self.depths, self.bodies):
             print(json.dumps(asdict(point)))
-        return 0
-
-
-@dataclass
-class PrepareSynthetic:
-    """Render people into WebDataset shards; a stopped run goes on where it stopped."""
-
-    out: Path
-    """Folder for the shards."""
-    data_root: Path
-    """Folder that holds mocap/, clothes/ and backgrounds/."""
-    split: Literal["train", "test"] = "train"
-    """Which subjects, garments, skins and panoramas."""
-    count: int = 50_000
-    """Images."""
-    seed: int = 0
-    """Of everything random."""
-    workers: int = 2
-    """Processes."""
-    shard_size: int = 500
-    """Images a shard."""
-
-    def run(self) -> int:
-        """Print the index."""
-        from vqhps.data.synthetic.prepare import prepare_synthetic
-
-        arguments = (self.out, self.data_root, self.split, self.count, self.seed, self.workers, self.shard_size)
-        print(prepare_synthetic(*arguments))
-        return 0
-
-
-@dataclass
-class PrepareAmass:
-    """Pose the SMPL-H or SMPL-X bodies of AMASS or BEDLAM animations: meshes to train a tokenizer on (--meshes)."""
-
-    root: Path
-    """Folder of the data set's .npz files, searched to any depth."""
-    out: Path
-    """The .npz of meshes to write; each takes 83 kB (SMPL-H) or 126 kB (SMPL-X)."""
-    rate: float = 1.0
-    """Poses a second of motion."""
-    body_models: Path | None = None
-    """Folder of body files; by default VQHPS_BODY_MODELS, then ~/.config/vqhps/body_models."""
-    skip_bad: bool = False
-    """Leave out files that cannot be read instead of stopping there."""
-
-    def run(self) -> int:
-        """Print what was written and what was left out."""
-        from vqhps.data.amass import prepare_amass
-
-        summary = prepare_amass(self.root, self.out, self.rate, self.body_models, self.skip_bad)
-        print(f"{summary.out}: {summary.meshes} meshes of {summary.clips} clips, {len(summary.skipped)} files left out")
         return 0
 
 

@@ -4,6 +4,7 @@ Pavlakos et al., CVPR 2019).
 The files may not be passed on: get them from their authors after registering, see `find_body_file`.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +85,12 @@ def find_body_file(kind: Kind, gender: Gender = "neutral", folder: Path | None =
     )
 
 
+@functools.cache
+def smpl_body(gender: Gender, folder: Path | None = None) -> "SMPLBody":
+    """SMPL of a gender, from the user's file (`find_body_file`), read once."""
+    return SMPLBody(find_body_file("smpl", gender, folder))
+
+
 class SMPLBody:
     """A body of the SMPL family behind the `BodyModel` protocol: blend shapes, then linear blend skinning.
 
@@ -128,7 +135,9 @@ class SMPLBody:
             torch.from_numpy(np.ascontiguousarray(data[name], np.float32))
             for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")
         )
-        self.root = (self._regressor[0] @ self._template).numpy()
+        self._root_mean = self._regressor[0] @ self._template
+        self._root_blend = torch.einsum("v,vcs->cs", self._regressor[0], self._shapedirs)
+        self.root = self._root_mean.numpy()
         self.template = self._template.numpy() - self.root
         self.joint_regressors = self._regressors(path, regressor.astype(np.float32))
 
@@ -165,6 +174,11 @@ class SMPLBody:
         vertices = self._template + torch.einsum("vcs,bs->bvc", self._shapedirs, shape)
         heads = self._regressor @ vertices
         return vertices - heads[:, :1], heads - heads[:, :1]
+
+    def root_in_file(self, shape: Float[Tensor, "B S"]) -> Float[Tensor, "B 3"]:
+        """Where the root joint of a shape lies in the axes of the file, metres: published translations move a body
+        whose root is there, and turn it about that point."""
+        return self._root_mean + shape @ self._root_blend.T
 
     def sample_shape(
         self, count: int, rng: np.random.Generator, children: bool = False

@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqhps.body.anny import anny_body
 from vqhps.body.joints import COCO17_FLIP
 from vqhps.body.model import canonical
 from vqhps.crop import crop_image, crop_matrix
 from vqhps.data.augment import AugmentConfig, augment_image, random_view
-from vqhps.data.bodies import mirrored
-from vqhps.data.sample import Shards, quiet_opencv, save_table
+from vqhps.data.bodies import mirrored, named_body
+from vqhps.data.sample import CROP_SCALE, Shards, quiet_opencv, save_table
+from vqhps.errors import VqhpsError
 from vqhps.geometry import full_to_crop, matrix_from_quaternion, ray_rotation
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 
@@ -43,24 +43,30 @@ def shard_tokens(shards: Shards, tokenizer: MeshVQVAE) -> Int[np.ndarray, "N 2 T
             with np.load(side_file) as table:
                 out.append(table["tokens"])
         else:
-            pose = matrix_from_quaternion(shards.labels["pose"][rows].astype(np.float32))
-            out.append(_tokens(pose, shards.labels["shape"][rows], tokenizer))
+            out.append(_tokens({name: shards.labels[name][rows] for name in ("pose", "shape", "body")}, tokenizer))
             save_table(side_file, {"tokens": out[-1]})
         first += count
     return np.concatenate(out)
 
 
 @torch.no_grad()
-def _tokens(
-    pose: Float[np.ndarray, "N K 3 3"], shape: Float[np.ndarray, "N S"], tokenizer: MeshVQVAE
-) -> Int[np.ndarray, "N 2 T"]:
-    body = anny_body("coarse")
-    both = []
-    for version in (pose, mirrored(pose, body)):
-        parts = torch.arange(len(pose)).split(128)
-        turned, shapes = torch.from_numpy(np.ascontiguousarray(version)), torch.from_numpy(shape)
-        both.append(torch.cat([tokenizer.encode(canonical(body.forward(turned[p], shapes[p]))) for p in parts]))
-    return torch.stack(both, 1).numpy().astype(np.int16)
+def _tokens(labels: dict[str, np.ndarray], tokenizer: MeshVQVAE) -> Int[np.ndarray, "N 2 T"]:
+    pose = matrix_from_quaternion(labels["pose"].astype(np.float32))
+    tokens = np.empty((len(pose), 2, tokenizer.num_tokens), np.int16)
+    for name in np.unique(labels["body"]):
+        body = named_body(str(name))
+        wanted = len(tokenizer.mesh.get_buffer("template"))
+        if len(body.template) != wanted:
+            raise VqhpsError(
+                f"the tokenizer is of meshes of {wanted} vertices, the people are {name}: see docs/data.md"
+            )
+        chosen = np.flatnonzero(labels["body"] == name)
+        for rows in np.array_split(chosen, -(-len(chosen) // 128)):
+            shape = torch.from_numpy(labels["shape"][rows])
+            for version, turned in enumerate((pose[rows], mirrored(pose[rows], body))):
+                vertices = body.forward(torch.from_numpy(np.ascontiguousarray(turned)), shape)
+                tokens[rows, version] = tokenizer.encode(canonical(vertices)).numpy()
+    return tokens
 
 
 class CropDataset(Dataset[dict[str, Tensor]]):
@@ -142,17 +148,20 @@ def random_crop(
     }
 
 
-def plain_crops(shards: Shards, rows: Int[np.ndarray, "R"], size: int) -> np.ndarray:
-    """The upright crops of samples as at prediction: (R, S, S, 3) uint8."""
+def plain_crops(shards: Shards, rows: Int[np.ndarray, "R"], size: int, scale: float = CROP_SCALE) -> np.ndarray:
+    """The upright crops of samples as at prediction, `scale` x the long side of the box: (R, S, S, 3) uint8."""
     crops = []
     for row in rows:
         sample = shards[int(row)]
-        crops.append(crop_image(sample.image, sample.center, sample.size, size))
+        crops.append(crop_image(sample.image, sample.center, sample.size * scale / CROP_SCALE, size))
     return np.stack(crops)
 
 
-def crop_keypoints(shards: Shards, rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R 17 2"]:
+def crop_keypoints(
+    shards: Shards, rows: Int[np.ndarray, "R"], scale: float = CROP_SCALE
+) -> Float[np.ndarray, "R 17 2"]:
     """True key points of samples in the coordinates of their plain crops, [-1, 1]."""
     samples = [shards[int(row)] for row in rows]
-    center, size = np.stack([s.center for s in samples]), np.array([s.size for s in samples])
+    center = np.stack([s.center for s in samples])
+    size = np.array([s.size for s in samples]) * (scale / CROP_SCALE)
     return full_to_crop(np.stack([s.keypoints2d for s in samples]), center, size)

@@ -10,7 +10,7 @@ import io
 import os
 import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from jaxtyping import Float, UInt8
 from vqhps.errors import VqhpsError
 
 CROP_SCALE = 1.25  # side of the crop over the long side of the box, in training and at prediction
+STORED_SCALE = 1.5  # the same of the stored square: room to augment
+STORED_SIZE = 256  # its side in stored px
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Sample:
         pose: local rotations, quaternions wxyz; the root's is the identity.
         shape: body shape.
         rotation: canonical -> camera.
+        body: which body pose and shape are of: `anny`, or `smpl-` and a gender.
     """
 
     image: UInt8[np.ndarray, "S S 3"]
@@ -48,6 +51,7 @@ class Sample:
     pose: Float[np.ndarray, "K 4"]
     shape: Float[np.ndarray, "S"]
     rotation: Float[np.ndarray, "3 3"]
+    body: str
 
 
 class Shards:
@@ -67,6 +71,9 @@ class Shards:
             raise VqhpsError("no shards given; make some with `vqhps prepare synthetic`")
         self.paths = [Path(p) for p in paths]
         tables = [shard_labels(path) for path in self.paths]
+        for name in ("pose", "shape"):
+            if len({t[name].shape[1:] for t in tables}) > 1:
+                raise VqhpsError(f"these shards are of different bodies: {self.paths[0]} and others; use them apart")
         self.labels = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
         self.counts = [len(t["offset"]) for t in tables]
         self.shard = np.repeat(np.arange(len(tables)), self.counts)
@@ -86,11 +93,12 @@ class Shards:
             center=box.mean(0),
             size=float(CROP_SCALE * (box[1] - box[0]).max()),
             keypoints2d=row["keypoints2d"],
-            keypoints_weight=np.ones(17, np.float32),  # rendered: known even where hidden or outside
-            has_mesh=True,
+            keypoints_weight=row["keypoints_weight"],
+            has_mesh=bool(row["has_mesh"]),
             pose=row["pose"],
             shape=row["shape"],
             rotation=row["rotation"],
+            body=str(row["body"]),
         )
 
     def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -135,6 +143,12 @@ _LABELS = (
     "keypoints2d",
     "keypoints_visible",
 )
+# What shards of rendered people do not say: key points are known even where hidden or outside.
+_RENDERED: dict[str, np.ndarray] = {
+    "keypoints_weight": np.ones(17, np.float32),
+    "has_mesh": np.array(True),
+    "body": np.array("anny"),
+}
 
 
 def shard_labels(path: Path) -> dict[str, np.ndarray]:
@@ -146,13 +160,18 @@ def shard_labels(path: Path) -> dict[str, np.ndarray]:
     side_file = path.with_suffix(".labels.npz")
     if side_file.exists() and side_file.stat().st_mtime >= path.stat().st_mtime:
         with np.load(side_file) as table:
-            return dict(table)
+            return _completed(dict(table))
     try:
-        labels = _read_labels(path)
+        labels = _completed(_read_labels(path))
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
         raise VqhpsError(f"cannot read the shard {path}: {error}; delete it and make it again") from error
     save_table(side_file, labels)
     return labels
+
+
+def _completed(labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count = len(labels["offset"])
+    return {**{name: np.stack([value] * count) for name, value in _RENDERED.items()}, **labels}
 
 
 def _read_labels(path: Path) -> dict[str, np.ndarray]:
@@ -166,14 +185,29 @@ def _read_labels(path: Path) -> dict[str, np.ndarray]:
             file = tar.extractfile(member)
             assert file is not None
             with np.load(io.BytesIO(file.read())) as table:
-                for label in _LABELS:
-                    rows[label].append(table[label])
+                for label in (*_LABELS, *(name for name in _RENDERED if name in table.files)):
+                    rows.setdefault(label, []).append(table[label])
                 rows["stored"].append(table["size"])
             for label, value in zip(
                 ("key", "offset", "length"), (name[:-4], image.offset_data, image.size), strict=True
             ):
                 rows[label].append(np.asarray(value))
     return {name: np.stack(values) for name, values in rows.items()}
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, bytes, bytes]]) -> None:
+    """Write key, JPEG and .npz of each sample into a tar that gets its name when it is whole."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, image, labels in samples:
+                for name, data in ((f"{key}.jpg", image), (f"{key}.npz", labels)):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_table(path: Path, table: dict[str, np.ndarray]) -> None:

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from vqhps.body.anny import anny_body
+from vqhps.body.anny import AnnyBody, anny_body
+from vqhps.body.smpl import SMPLBody
 from vqhps.crop import crop_image
+from vqhps.data.bodies import named_body
 from vqhps.data.crops import crop_keypoints, crop_rotations, plain_crops
-from vqhps.data.sample import Shards
+from vqhps.data.sample import CROP_SCALE, Shards
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.metrics import confidence_interval, correct_keypoints
 from vqhps.evaluation.protocols import PROTOCOLS, mesh_errors
@@ -69,8 +71,11 @@ def mean_body_model() -> Model:
     return run
 
 
-def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path | None = None) -> dict[str, Any]:
-    """Errors on rendered people, on the full mesh, under every protocol.
+def evaluate_people(
+    model: Model, input_size: int, shards: Shards, out: Path | None = None, data: str = "synthetic-test",
+    crop_scale: float = CROP_SCALE, body_models: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Errors on people with known meshes, on the full mesh, under every protocol.
 
     Meshes are compared in the axes of a camera that looks at the centre of the crop, as if the intrinsics of the photo
     were known: turning both meshes into the photo's camera changes no error.
@@ -80,36 +85,54 @@ def evaluate_synthetic(model: Model, input_size: int, shards: Shards, out: Path 
         input_size: side of its crops, px.
         shards: of the test split.
         out: folder for `results.csv` (a row a sample) and `results.json`.
+        data: name of the data set, for the records.
+        crop_scale: side of the model's crops over the long side of the box.
+        body_models: folder of body files, searched first.
 
     Returns:
         The summary: means by protocol and metric, mm, PCK of the visible key points, and the 95 % confidence interval
         of each (`interval_95`).
     """
-    body = anny_body("full")
-    rotations, regressors = crop_rotations(shards), body.joint_regressors
+    names = np.unique(shards.labels["body"])
+    bodies_of = {n: anny_body("full") if n == "anny" else named_body(str(n), body_models) for n in names}
+    rotations, regressors = crop_rotations(shards), bodies_of[names[0]].joint_regressors
     columns: dict[str, list[np.ndarray]] = {}
-    for rows in tqdm(np.array_split(np.arange(len(shards)), -(-len(shards) // 32)), "synthetic-test", unit="batch"):
-        bodies = model(plain_crops(shards, rows, input_size))
-        pose = matrix_from_quaternion(torch.from_numpy(shards.labels["pose"][rows].astype(np.float32)))
-        true = rotate(rotations[rows], body.forward(pose, torch.from_numpy(shards.labels["shape"][rows])).numpy())
+    for rows in tqdm(np.array_split(np.arange(len(shards)), -(-len(shards) // 32)), data, unit="batch"):
+        bodies = model(plain_crops(shards, rows, input_size, crop_scale))
+        true = rotate(rotations[rows], _meshes(shards, rows, bodies_of))
+        if bodies.vertices.shape != true.shape:
+            raise VqhpsError(
+                f"the model's meshes have {bodies.vertices.shape[1]} vertices, those of {data} {true.shape[1]}: name a "
+                "bundle of that body with --bundle"
+            )
         values = {
             f"{name} {metric}": errors
             for name, protocol in PROTOCOLS.items()
             if protocol.joint_set in regressors
             for metric, errors in mesh_errors(protocol, bodies.vertices, true, regressors[protocol.joint_set]).items()
         }
-        keypoints, truth = project(bodies.joints, bodies.camera), crop_keypoints(shards, rows)
+        keypoints, truth = project(bodies.joints, bodies.camera), crop_keypoints(shards, rows, crop_scale)
         boxes = shards.labels["box"][rows]
-        diagonal = np.hypot(*(boxes[:, 2:] - boxes[:, :2]).T) * 2 / crop_from_box(boxes)[1]
+        diagonal = np.hypot(*(boxes[:, 2:] - boxes[:, :2]).T) * 2 / crop_from_box(boxes, crop_scale)[1]
         visible = shards.labels["keypoints_visible"][rows] == 2
         values |= _pck_columns(keypoints, truth, visible, diagonal)
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     table = {name: np.concatenate(parts) for name, parts in columns.items()}
     summary = summarise(table)
-    names = [f"{p.name}:{n}" for p, n in zip(np.array(shards.paths)[shards.shard], shards.number, strict=True)]
-    write_results(out, "synthetic-test", names, table, summary)
+    samples = [f"{p.name}:{n}" for p, n in zip(np.array(shards.paths)[shards.shard], shards.number, strict=True)]
+    write_results(out, data, samples, table, summary)
     return summary
+
+
+def _meshes(shards: Shards, rows: np.ndarray, bodies: dict[str, AnnyBody | SMPLBody]) -> Float[np.ndarray, "R V 3"]:
+    """True meshes of samples before their rotation, full, metres."""
+    labels = {name: shards.labels[name][rows] for name in ("pose", "shape", "body")}
+    pose = matrix_from_quaternion(torch.from_numpy(labels["pose"].astype(np.float32)))
+    shape = torch.from_numpy(labels["shape"])
+    parts = {name: np.flatnonzero(labels["body"] == name) for name in np.unique(labels["body"])}
+    meshes = [bodies[name].forward(pose[part], shape[part]).numpy() for name, part in parts.items()]
+    return np.concatenate(meshes)[np.argsort(np.concatenate(list(parts.values())))]
 
 
 def evaluate_coco(

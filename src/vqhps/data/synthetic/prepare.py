@@ -24,9 +24,8 @@ import io
 import json
 import logging
 import multiprocessing
-import os
-import tarfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -36,6 +35,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int
 
+from vqhps.data.sample import STORED_SIZE, write_shard
 from vqhps.data.synthetic.split import Split
 from vqhps.errors import VqhpsError
 
@@ -56,7 +56,7 @@ def prepare_synthetic(
     seed: int = 0,
     workers: int = 2,
     shard_size: int = 1000,
-    size: int = 256,
+    size: int = STORED_SIZE,
 ) -> Path:
     """Render a data set into shards; shards that exist are kept, so that an interrupted run goes on.
 
@@ -138,21 +138,19 @@ def _start_worker(data_root: Path, split: Split, done: "Synchronized[int]") -> N
 
 
 def _write_shard(path: Path, seed: int, first: int, count: int, size: int) -> None:
-    """Render samples `first` to `first + count` into a file that gets its name when it is whole."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+    """Render samples `first` to `first + count` into a shard."""
+
+    def samples() -> Iterator[tuple[str, bytes, bytes]]:
         for index in range(first, first + count):
-            for name, data in encode_sample(_worker["assets"], seed, index, size).items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+            yield encode_sample(_worker["assets"], seed, index, size)
             with _worker["done"].get_lock():
                 _worker["done"].value += 1
-    part.replace(path)
+
+    write_shard(path, samples())
 
 
-def encode_sample(assets: Any, seed: int, index: int, size: int) -> dict[str, bytes]:
-    """File names and contents of one sample.
+def encode_sample(assets: Any, seed: int, index: int, size: int) -> tuple[str, bytes, bytes]:
+    """Key, JPEG and labels of one sample.
 
     Args:
         assets: `scene.Assets` of a split.
@@ -165,7 +163,7 @@ def encode_sample(assets: Any, seed: int, index: int, size: int) -> dict[str, by
     sample = render_sample(assets, seed, index, size)
     key, table = f"{seed:04d}{index:08d}", io.BytesIO()
     np.savez(table, **sample.labels)
-    return {f"{key}.jpg": _jpeg(sample.image), f"{key}.npz": table.getvalue()}
+    return key, _jpeg(sample.image), table.getvalue()
 
 
 def _jpeg(image: Int[np.ndarray, "S S 3"], quality: int = 90) -> bytes:

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from vqhps.body.anny import anny_body
 from vqhps.data.mixing import mix_limbs
 from vqhps.data.mocap import PoseBank, load_poses
+from vqhps.data.sample import STORED_SCALE
 from vqhps.data.synthetic.camera import Camera, bounds, draw_camera, place_person
 from vqhps.data.synthetic.character import Character, Mesh, draw_outfit
 from vqhps.data.synthetic.light import Panorama, load_panoramas
@@ -19,7 +20,6 @@ from vqhps.data.synthetic.renderer import Lighting, Renderer, render
 from vqhps.data.synthetic.split import Split
 from vqhps.data.synthetic.wardrobe import Wardrobe, load_wardrobe, rest_bodies
 
-MARGIN = 1.5  # side of the stored square over the long side of the box: 1.25 of a training crop, and room to augment
 _TRUNCATED = 0.27
 _MIXING = 0.75
 _EXTRA_PEOPLE = (0.6, 0.25, 0.1, 0.05)
@@ -186,7 +186,7 @@ def _box(mesh: Mesh, camera: Camera) -> tuple[Float[np.ndarray, "4"], Float[np.n
     if len(pixels) < 50:
         return np.zeros(4), np.ones(3)
     box = np.concatenate(bounds(pixels))
-    return box, np.array([*(box[:2] + box[2:]) / 2, MARGIN * (box[2:] - box[:2]).max()])
+    return box, np.array([*(box[:2] + box[2:]) / 2, STORED_SCALE * (box[2:] - box[:2]).max()])
 
 
 def _crop_rays(camera: Camera, crop: Float[np.ndarray, "3"], size: int) -> Float[np.ndarray, "S S 3"]:
