@@ -7,11 +7,22 @@ from vqhps.models.vqhps import VQHPSConfig
 
 
 @dataclass(frozen=True)
+class DataShare:
+    """A data set of a mixture: the shards `{name}-train-*.tar`, and how likely a crop comes from them."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class ImageTrainingConfig:
     """A run of `vqhps train image-model`.
 
     Attributes:
         shards: folder of prepared training shards.
+        mixture: data sets among the shards and their probabilities, for new crops in every step; by default each sample
+            is seen once an epoch.
+        backbone_weights: file of the backbone's weights, as timm has them; those of an installed package by default.
         tokenizer: checkpoint of the tokenizer, or of an image model that holds it.
         out: folder of the run; a run found there goes on where it stopped.
         start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
@@ -54,6 +65,8 @@ class ImageTrainingConfig:
     shards: str
     tokenizer: str
     out: str = "runs/image-model"
+    mixture: tuple[DataShare, ...] = ()
+    backbone_weights: str | None = None
     start_from: str | None = None
     model: VQHPSConfig = VQHPSConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -24,7 +25,7 @@ from vqhps.geometry import procrustes, rotate
 from vqhps.models.backbones import imagenet_weights
 from vqhps.models.vqhps import VQHPS
 from vqhps.runtime.download import blazepose_models
-from vqhps.training_config import ImageTrainingConfig
+from vqhps.training_config import DataShare, ImageTrainingConfig
 from vqhps.training_guess import bodies_to_lift, seen_and_lifted, told, train_guess, true_keypoints
 from vqhps.training_keypoints import train_keypoints
 from vqhps.training_state import rate_share, resume_state, save_state
@@ -93,6 +94,8 @@ def _check(config: ImageTrainingConfig) -> None:
     """
     if config.kept_views and config.model.frozen_stages < 1:
         raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
+    if config.mixture and config.kept_views:
+        raise VqhpsError("mixture needs new crops in every step: set kept_views to 0")
     lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
     if config.keypoint_steps and config.model.backbone != "blazepose":
         raise VqhpsError("keypoint_steps needs a backbone that finds key points: blazepose")
@@ -123,7 +126,8 @@ def _build(config: ImageTrainingConfig) -> VQHPS:
         return model
     tokenizer = load_tokenizer(config.tokenizer)
     name = config.model.backbone
-    weights = blazepose_models()[1] if name == "blazepose" else imagenet_weights(name)
+    weights = Path(config.backbone_weights) if config.backbone_weights else None
+    weights = weights or (blazepose_models()[1] if name == "blazepose" else imagenet_weights(name))
     if weights is None:
         log.warning("no ImageNet weights at hand for %s: it starts from random ones", name)
     return VQHPS(config.model, tokenizer, weights)
@@ -194,12 +198,13 @@ def _batches(
     """Batches from step `start` on, larger crops in the last part."""
     switch = int(config.steps * (1 - config.final_share))
     rows = np.arange(len(shards) - config.validation)
+    probability = row_probabilities(shards, rows, config.mixture) if config.mixture else None
     for size, first, end in ((config.image_size, 0, switch), (config.final_image_size, switch, config.steps)):
         first = max(first, start)
         if first >= end:
             continue
         length = config.steps * config.batch_size
-        dataset = CropDataset(shards, rows, tokens, size, config.augment, config.seed, length)
+        dataset = CropDataset(shards, rows, tokens, size, config.augment, config.seed, length, probability)
         yield from DataLoader(
             Subset(dataset, range(first * config.batch_size, end * config.batch_size)),
             config.batch_size,
@@ -207,6 +212,27 @@ def _batches(
             prefetch_factor=4 if config.workers else None,
             generator=torch.Generator(),  # its own: a resumed run must not draw from the model's
         )
+
+
+def row_probabilities(
+    shards: Shards, rows: Int[np.ndarray, "R"], mixture: tuple[DataShare, ...]
+) -> Float[np.ndarray, "R"]:
+    """How likely each row is the next, by the data set that its shard's name says; the same for all rows of one.
+
+    Raises:
+        VqhpsError: a data set has no rows, or a probability is not positive.
+    """
+    names = np.array([path.name for path in shards.paths])[shards.shard[rows]]
+    probability = np.zeros(len(rows))
+    for share in mixture:
+        mine = np.char.startswith(names, f"{share.name}-train-")
+        if not mine.any() or not share.probability > 0:
+            raise VqhpsError(
+                f"mixture: {share.name} has {mine.sum()} samples to train on and probability {share.probability}; both "
+                f"must be positive (shards {share.name}-train-*.tar)"
+            )
+        probability[mine] = share.probability / mine.sum()
+    return probability / probability.sum()
 
 
 def _kept_batches(

@@ -400,6 +400,9 @@ def test_a_stopped_run_keeps_its_shards(tmp_path: Path, bodies: Path) -> None:
     kept, lost = find_shards(out, "train")
     stamp = kept.stat().st_mtime_ns
     lost.unlink()
+    paths = ["--root", str(root), "--out", str(tmp_path / "two"), "--body-models", str(bodies), "--shard-size", "4"]
+    assert main(["prepare", "3dpw", *paths]) == 0  # two processes
+    assert [p.read_bytes() for p in find_shards(tmp_path / "two", "train")] == whole
     assert prepare("3dpw", root, out, bodies, "--shard-size", "4") == 0
     assert [p.read_bytes() for p in find_shards(out, "train")] == whole and kept.stat().st_mtime_ns == stamp
 

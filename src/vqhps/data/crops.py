@@ -80,6 +80,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         augment: strength.
         seed: of order and augmentation.
         length: crops in all.
+        probability: of each of the rows to be next; by default each comes once an epoch.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         augment: AugmentConfig,
         seed: int,
         length: int,
+        probability: Float[np.ndarray, "R"] | None = None,
     ) -> None:
+        self.probability = probability
         self.shards, self.rows, self.tokens = shards, rows, tokens
         self.size, self.augment, self.seed, self.length = size, augment, seed, length
         self.rotations = crop_rotations(shards)
@@ -104,7 +107,10 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         quiet_opencv()
         epoch, place = divmod(position, len(self.rows))
         if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            rng = np.random.default_rng((self.seed, epoch))
+            some = self.probability is not None
+            order = rng.choice(self.rows, len(self.rows), p=self.probability) if some else rng.permutation(self.rows)
+            self._order = epoch, order
         index = int(self._order[1][place])
         rng = np.random.default_rng((self.seed, 1, position))
         crop = random_crop(self.shards, self.rotations, index, self.size, self.augment, rng)

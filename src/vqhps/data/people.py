@@ -1,10 +1,11 @@
 """Photos of people with annotations, from any data set, into shards that `vqhps.data.sample` reads."""
 
+import contextlib
 import io
 import json
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -120,14 +121,15 @@ def write_people(
     jobs = [(out / f"{name}-{n:06d}.tar", people[i : i + shard_size], i) for n, i in enumerate(starts)]
     todo = [job for job in jobs if not job[0].exists()]
     write = partial(_write, skip_bad=skip_bad)
-    context = multiprocessing.get_context("spawn")
-    if todo:
-        pool = ProcessPoolExecutor(min(workers, len(todo)), context)
-        try:
-            for left_out in tqdm(pool.map(write, todo), name, len(todo), unit="shard"):
-                skipped += left_out
-        finally:
-            pool.shutdown(cancel_futures=True)
+    workers = min(workers, len(todo))
+    with contextlib.ExitStack() as stack:
+        run: Callable[..., Iterable[list[str]]] = map  # in this process, if one is enough
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            run = pool.map
+        for left_out in tqdm(run(write, todo), name, len(todo), unit="shard", disable=not todo):
+            skipped += left_out
     index = out / f"index-{name}.json"
     content = {"dataset": name, "people": len(people), "shards": [p.name for p, _, _ in jobs], "skipped": skipped}
     index.with_suffix(".partial").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
