@@ -26,3 +26,14 @@ def test_parameters_without_a_gradient_stay() -> None:
     used.sum().backward()
     optimizer.step()
     assert (used < 1).all() and (unused == 1).all()
+
+
+def test_a_group_may_take_plain_steps() -> None:
+    relative, plain = nn.Parameter(torch.full((3,), 100.0)), nn.Parameter(torch.full((3,), 100.0))
+    optimizer = RelativeAdamW(
+        [{"params": [relative]}, {"params": [plain], "relative": False}], lr=1e-3, weight_decay=0.0
+    )
+    (relative + plain).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(relative.detach(), torch.full((3,), 99.9))
+    torch.testing.assert_close(plain.detach(), torch.full((3,), 99.999))

@@ -115,9 +115,10 @@ def _see(model: VQHPS, store: FeatureStore) -> tuple[Tensor, Tensor]:
     device = next(model.parameters()).device
     vectors, found = [], []
     for chosen in tqdm(np.array_split(np.arange(len(store)), -(-len(store) // 256)), desc="vectors", mininterval=2):
-        vector = model.backbone.from_trunk(store.features(chosen).to(device))[1]
-        vectors.append(vector.half().cpu())
-        found.append(with_confidence(model.backbone.keypoints(vector)).half().cpu())
+        seen = model.backbone.from_trunk(store.features(chosen).to(device))
+        assert seen.keypoints is not None
+        vectors.append(seen.vector.half().cpu())
+        found.append(with_confidence(seen.keypoints).half().cpu())
     return torch.cat(vectors), torch.cat(found)
 
 

@@ -6,6 +6,7 @@ Fresh crops in every step. Only the first layers, which see edges and colours, s
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from vqhps.training_state import RelativeAdamW, rate_share, resume_state, save_s
 
 log = logging.getLogger(__name__)
 
+_HEAT = 0.02  # weight of the cross-entropy of the heat maps
 _STILL = 7  # first layers of the trunk that are not trained: up to stride 8
 
 
@@ -47,7 +49,10 @@ def train_keypoints(model: VQHPS, shards: Shards, tokens: np.ndarray, config: Im
     for layer in body.trunk[:_STILL]:
         layer.requires_grad_(False)
     trained = [p for p in body.parameters() if p.requires_grad]
-    optimizer = RelativeAdamW(trained, weight_decay=0.0)
+    new = list(body.heat.parameters())
+    old = [p for p in trained if not any(p is q for q in new)]
+    groups: list[dict[str, Any]] = [{"params": old}, {"params": new, "relative": False}]
+    optimizer = RelativeAdamW(groups, weight_decay=0.0)
     average = AveragedModel(body, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     modules: dict[str, nn.Module] = {"model": body, "average": average}
     start = resume_state(out, config, modules, optimizer)
@@ -93,11 +98,25 @@ def _loss(model: VQHPS, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
     together = 1 if images.device.type == "cpu" else len(images)  # layers of one image fit into a processor's cache
     with torch.no_grad():
         early = torch.cat([body.trunk[:_STILL](model.normalise(part)) for part in images.split(together)])
-    _, vector = body.from_trunk(body.trunk[_STILL:](early))
+    seen = body.from_trunk(body.trunk[_STILL:](early))
     with torch.no_grad():
         canonical = model.tokenizer.decode(batch["indices"])
         joints = rotate(batch["rotation"], model.tokenizer.regressor("coco17") @ canonical)
-    return keypoint_loss(
-        model.backbone.keypoints(vector), batch["keypoints2d"], batch["keypoints_weight"], joint_depth(joints),
-        batch["has_mesh"],
-    )  # fmt: skip
+    truth = batch["keypoints2d"], batch["keypoints_weight"], joint_depth(joints), batch["has_mesh"]
+    assert seen.first is not None and seen.keypoints is not None and seen.heat is not None
+    first, second = (keypoint_loss(found, *truth) for found in (seen.first, seen.keypoints))
+    return second + 0.5 * first + _HEAT * heat_loss(seen.heat, *truth[:2])
+
+
+def heat_loss(
+    heat: Float[Tensor, "B J S S"], true: Float[Tensor, "B J 2"], weight: Float[Tensor, "B J"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of heat maps against normal densities around the true places, one cell wide; of points inside."""
+    cells = heat.shape[-1]
+    grid = torch.arange(cells, device=heat.device) + 0.5
+    apart = (grid - ((true + 1) * (cells / 2))[..., None]).square()  # of columns, of rows
+    across, down = (-0.5 * apart).softmax(-1).unbind(2)
+    target = down[..., None] * across[..., None, :]
+    weights = weight * (true.abs().amax(-1) < 1)
+    entropy = -(target * heat.flatten(2).log_softmax(2).view_as(heat)).sum((2, 3))
+    return (entropy * weights).sum() / weights.sum().clamp(min=1)

@@ -31,7 +31,8 @@ class RelativeAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """See `torch.optim.AdamW.step`."""
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        groups = [group["params"] for group in self.param_groups if group.get("relative", True)]
+        parameters = [p for group in groups for p in group if p.grad is not None]
         before = [p.clone() for p in parameters]
         result = super().step(closure)
         for p, old in zip(parameters, before, strict=True):

@@ -206,7 +206,8 @@ def test_normalise_is_that_of_the_backbone() -> None:
 def test_backbones_end_at_stride_32(name: str, channels: int) -> None:
     backbone = create_backbone(name).eval()  # type: ignore[arg-type]
     with torch.no_grad():
-        features, vector = backbone(torch.rand(1, 3, 64, 96))
+        features, vector, *more = backbone(torch.rand(1, 3, 64, 96))
+    assert more == [None] * 3
     assert features.shape == (1, channels, 2, 3) and backbone.channels == backbone.pooled_channels == channels
     torch.testing.assert_close(vector, features.mean((2, 3)))
 

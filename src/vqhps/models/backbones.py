@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqhps.errors import VqhpsError
-from vqhps.models.blazepose import BLAZEPOSE_INPUT, BlazePose
+from vqhps.models.blazepose import BLAZEPOSE_INPUT, BlazePose, Seen
 
 BackboneName = Literal["blazepose", "tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
 
@@ -54,8 +54,9 @@ class Backbone(nn.Module):
         self.input_size = BLAZEPOSE_INPUT if name == "blazepose" else None
         self.mean, self.std = _NORMALISATION.get(name, _IMAGENET)
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
-        """Feature map and vector (its mean, or what the network itself makes of it) of normalised images.
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Seen:
+        """Feature map, vector (its mean, or what the network itself makes of it) and, if it finds some, key points of
+        normalised images.
 
         Always in float32: on CPUs depthwise convolutions are slower in bfloat16.
 
@@ -68,16 +69,12 @@ class Backbone(nn.Module):
             if isinstance(self.body, BlazePose):
                 return self.body(image.float())
             features = self.body(image.float())
-            return features, features.mean((2, 3))
+            return Seen(features, features.mean((2, 3)))
 
     @property
     def finds_keypoints(self) -> bool:
-        """Whether there is `keypoints`."""
+        """Whether what it sees has key points."""
         return isinstance(self.body, BlazePose)
-
-    def keypoints(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 4"]:
-        """COCO-17 in crop coordinates, logit of their confidence, and depth in metres, from the vector of `forward`."""
-        return self.body.keypoints(vector)  # type: ignore[operator]
 
     @property
     def trunk(self) -> nn.Module:
@@ -90,7 +87,7 @@ class Backbone(nn.Module):
             raise VqhpsError(f"features of {self.name} cannot be kept: only those of blazepose")
         return self.body.trunk
 
-    def from_trunk(self, trunk: Float[Tensor, "B Ct h w"]) -> tuple[Float[Tensor, "B C H32 W32"], Float[Tensor, "B P"]]:
+    def from_trunk(self, trunk: Float[Tensor, "B Ct h w"]) -> Seen:
         """What `forward` gives, from the output of `trunk`."""
         with torch.autocast(trunk.device.type, enabled=False):
             return self.body.from_trunk(trunk.float())  # type: ignore[operator]

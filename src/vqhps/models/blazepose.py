@@ -1,11 +1,13 @@
 """BlazePose's landmark network in torch, as a backbone that has seen many real people (Bazarevsky et al., 2020).
 
 The layers of `pose_landmark_full.tflite` that lead to its landmarks; those that only serve its mask and heatmaps are
-left out. Weights are read from the file that `vqhps.runtime.download` fetches (Apache-2.0).
+left out. Weights are read from the file that `vqhps.runtime.download` fetches (Apache-2.0). On top, heat maps of our
+own look again where the landmarks were found (`HeatMaps`).
 """
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,8 +114,87 @@ class _Separable(nn.Module):
         return functional.relu6(shortcut + self.pointwise(functional.relu6(self.depthwise(y))))
 
 
+class Seen(NamedTuple):
+    """What a backbone makes of images.
+
+    Attributes:
+        features: map at stride 32.
+        vector: of the whole image.
+        keypoints: COCO-17 in crop coordinates, the logit of their confidence, and their depth behind the middle of the
+            hips in metres; those of a backbone that finds some. So for the rest.
+        first: the same before the second look.
+        heat: logits of where each lies, on a grid of square cells over the crop.
+    """
+
+    features: Float[Tensor, "B C h w"]
+    vector: Float[Tensor, "B P"]
+    keypoints: Float[Tensor, "B 17 4"] | None = None
+    first: Float[Tensor, "B 17 4"] | None = None
+    heat: Float[Tensor, "B 17 H W"] | None = None
+
+
+class HeatMaps(nn.Module):
+    """A second look at where key points lie: a heat map each at stride 8, multiplied by a normal density around where
+    the first look found it, and its mean.
+
+    Depth and confidence are corrected by maps at stride 16, weighted with the heat. Where the first look takes a point
+    to lie outside of the crop, its word counts.
+    """
+
+    cells = 32  # a side
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.fine, self.wide = nn.Conv2d(88, channels, 1), nn.Conv2d(288, channels, 1)
+        self.whole = nn.Linear(BlazePose.pooled_channels, channels)
+        self.blocks = nn.Sequential(nn.GroupNorm(1, channels), *(_Mix(channels) for _ in range(3)))
+        self.maps = nn.Conv2d(channels, 6 * len(_COCO17), 1)
+        nn.init.normal_(self.maps.weight, std=0.01)
+        nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
+        self.log_width = nn.Parameter(torch.full((len(_COCO17), 1), math.log(0.15)))  # crop coordinates
+        self.trust = nn.Parameter(torch.tensor((1.0, 0.0)))
+
+    def forward(
+        self,
+        trunk: Float[Tensor, "B 88 16 16"],
+        features: Float[Tensor, "B 288 8 8"],
+        vector: Float[Tensor, "B P"],
+        first: Float[Tensor, "B 17 4"],
+    ) -> tuple[Float[Tensor, "B 17 4"], Float[Tensor, "B 17 32 32"]]:
+        """Key points and the logits of their heat maps."""
+        wide = functional.interpolate(self.wide(features), scale_factor=2.0, mode="bilinear")
+        x = self.blocks(self.fine(trunk) + wide + self.whole(vector)[..., None, None])
+        maps, corrections = self.maps(x).split((4 * len(_COCO17), 2 * len(_COCO17)), 1)
+        grid = (torch.arange(self.cells, device=x.device) + 0.5) * (2 / self.cells) - 1
+        width = self.log_width.exp()
+        across = -0.5 * ((grid - first[..., :1]) / width).square()
+        down = -0.5 * ((grid - first[..., 1:2]) / width).square()
+        heat = functional.pixel_shuffle(maps, 2) + down[..., None] + across[..., None, :]
+        share = heat.flatten(2).softmax(2).unflatten(2, (self.cells, self.cells))
+        place = torch.stack([share.sum(2) @ grid, share.sum(3) @ grid], 2)
+        coarse = 4 * functional.avg_pool2d(share, 2).flatten(2)
+        rest = (corrections.flatten(2).unflatten(1, (2, -1)) * coarse[:, None]).sum(3).transpose(1, 2)
+        trust = (self.trust[0] * first[..., 2:3] + self.trust[1]).sigmoid()
+        return torch.cat([first[..., :2] + trust * (place - first[..., :2]), first[..., 2:] + rest], 2), heat
+
+
+class _Mix(nn.Module):
+    """Residual block: a depthwise convolution, then a perceptron at each place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _DepthwiseConv(channels, 5), nn.Conv2d(channels, 2 * channels, 1), nn.ReLU6(),
+            nn.Conv2d(2 * channels, channels, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return x + self.layers(x)
+
+
 class BlazePose(nn.Module):
-    """Images to a feature map at stride 32 and a vector from which BlazePose reads its landmarks linearly."""
+    """Images to a feature map at stride 32, a vector from which BlazePose reads its landmarks linearly, and key
+    points."""
 
     channels, pooled_channels = 288, 4 * 288
 
@@ -129,19 +210,23 @@ class BlazePose(nn.Module):
         strides = (2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1)
         self.head = nn.Sequential(*(_Separable(288, stride) for stride in strides))
         self.landmarks = nn.Conv2d(288, 5 * NUM_LANDMARKS, 2)
+        self.heat = HeatMaps()
 
-    def forward(self, image: Float[Tensor, "B 3 256 256"]) -> tuple[Float[Tensor, "B 288 8 8"], Float[Tensor, "B P"]]:
-        """Feature map and vector of RGB images in [0, 1]."""
+    def forward(self, image: Float[Tensor, "B 3 256 256"]) -> Seen:
+        """What it makes of RGB images in [0, 1]."""
         return self.from_trunk(self.trunk(image))
 
-    def from_trunk(self, x: Float[Tensor, "B 88 16 16"]) -> tuple[Float[Tensor, "B 288 8 8"], Float[Tensor, "B P"]]:
+    def from_trunk(self, x: Float[Tensor, "B 88 16 16"]) -> Seen:
         """The same from the output of `trunk`, which may be computed once and kept."""
         features = self.tail(x)
-        return features, self.head(features).flatten(1)
+        vector = self.head(features).flatten(1)
+        first = self.first_look(vector)
+        keypoints, heat = self.heat(x, features, vector, first.detach())
+        return Seen(features, vector, keypoints, first, heat)
 
-    def keypoints(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 4"]:
-        """COCO-17 in crop coordinates, the logit of their confidence, and their depth behind the middle of the hips (in
-        metres once trained so), from the vector that `forward` gives."""
+    def first_look(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 4"]:
+        """COCO-17 as `Seen` has them, as BlazePose itself reads them from the vector (depths in metres once trained
+        so)."""
         raw = self.landmarks(vector.unflatten(1, (288, 2, 2))).view(-1, NUM_LANDMARKS, 5)[:, _COCO17]
         place = raw[..., :3] * (2 / BLAZEPOSE_INPUT)
         return torch.cat([place[..., :2] - 1, raw[..., 3:4], place[..., 2:]], 2)
@@ -158,10 +243,10 @@ class BlazePose(nn.Module):
             raise
         except Exception as error:  # whatever a parser trips over in another file
             raise VqhpsError(f"{path} is not BlazePose's full landmark network: {error}") from error
-        own = self.state_dict()
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("heat.")}
         if [w.shape for w in weights] != [w.shape for w in own.values()]:
             raise VqhpsError(f"{path} is not BlazePose's full landmark network: it has other layers")
-        self.load_state_dict(dict(zip(own, weights, strict=True)))
+        self.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
 
 
 def _tflite_weights(content: bytes) -> list[Tensor]:

@@ -238,11 +238,10 @@ class VQHPS(nn.Module):
         """What the networks say of crops; see `forward` for the arguments."""
         vector, shown, found, features = None, None, None, None
         if "image" in self.config.sources:
-            features, vector = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
-            if self.backbone.finds_keypoints:
-                found = self.backbone.keypoints(vector)
+            seen = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
+            features, vector, found = seen.features, seen.vector, seen.keypoints
             if self.backbone_rotation is not None:
-                vector = self.backbone_rotation(image)[1]
+                vector = self.backbone_rotation(image).vector
         if "keypoints" in self.config.sources:
             shown = self._shown(keypoints, found)
         if not self.config.first_guess:
