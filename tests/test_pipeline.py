@@ -195,7 +195,7 @@ def test_bundle_predicts_through_the_command_line(work, bundle, capsys):
         assert table["vertices"].shape == (1, 13718, 3) and np.isfinite(table["vertices"]).all()
 
 
-def test_speed_of_a_model_and_its_eight_bit_bundle(work, trained, bundle, capsys):
+def test_speed_of_a_model_and_its_bundles(work, trained, bundle, capsys):
     checkpoint, eight = str(trained / "checkpoint"), str(work / "eight")
     arguments = ["export", checkpoint, "--out", eight, "--input-size", "64", "--weights", "int8"]
     assert main(arguments) == 2
@@ -204,16 +204,15 @@ def test_speed_of_a_model_and_its_eight_bit_bundle(work, trained, bundle, capsys
     assert f"no photos (.jpeg, .jpg, .png, .webp) in {work / 'shards'}" in capsys.readouterr().err
     (work / "photos").mkdir()
     cv2.imwrite(str(work / "photos" / "a.png"), np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
-    assert main([*arguments, "--photos", str(work / "photos")]) == 0
-    assert json.loads(capsys.readouterr().out)["crops"] == 3
-    assert Bundle.load(eight).info.body == "anny-full"
-    assert main(["bench", "model", checkpoint, "--bundles", str(bundle), eight, "--runs", "1"]) == 0
+    assert main([*arguments, "--photos", str(work / "photos")]) == 2  # hardly trained: its tokens hang by a thread
+    assert "weights of this precision move the mesh by" in capsys.readouterr().err
+    assert not Path(eight).exists()
+    assert main(["bench", "model", checkpoint, "--bundles", str(bundle), "--runs", "1"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["gflop"] > 0 and report["peak_gflops"] > 0
-    for name in ("bundle", "eight"):
-        row = report[name]
-        assert row["mean_mm"] < 1 and row["speedup"] == pytest.approx(report["torch"]["ms"] / row["ms"], rel=0.02)
-        assert row["peak_share"] == pytest.approx(report["gflop"] / report["peak_gflops"] * 1000 / row["ms"], rel=0.1)
+    row = report["bundle"]
+    assert row["mean_mm"] < 1 and row["speedup"] == pytest.approx(report["torch"]["ms"] / row["ms"], rel=0.02)
+    assert row["peak_share"] == pytest.approx(report["gflop"] / report["peak_gflops"] * 1000 / row["ms"], rel=0.1)
     assert main(["bench", "model", str(work / "tokenizer" / "checkpoint")]) == 2
     assert "holds no image model" in capsys.readouterr().err
 

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of four data sets, and a body."""
     folder = tmp_path_factory.mktemp("people")
     np.savez(folder / "SMPL_NEUTRAL.npz", **smpl_arrays(6890))
+    np.save(folder / "J_regressor_h36m.npy", np.random.default_rng(0).dirichlet(np.ones(6890), 17))
     sizes = {"coco": ("coco.npz", 2), "h36m": ("h36m_train.npz", 6), "mpii": ("mpii.npz", 4)}
     sizes["mpi-inf-3dhp"] = ("mpi_inf_3dhp_train.npz", 2)
     for name, (file, count) in sizes.items():

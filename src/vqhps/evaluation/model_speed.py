@@ -33,7 +33,7 @@ def bench_model(checkpoint: Path, bundles: Sequence[Path], runs: int = 20, peak_
     """
     if runs < 1:
         raise VqhpsError(f"the number of runs must be at least 1, got {runs}")
-    model: Any = load_checkpoint(checkpoint)
+    model: Any = load_checkpoint(checkpoint).requires_grad_(False)
     if not hasattr(model, "predict"):
         raise VqhpsError(f"{checkpoint} holds no image model")
     loaded = {path.name: Bundle.load(path) for path in bundles}
