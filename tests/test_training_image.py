@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture()
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eight training images, a tokenizer, and no ImageNet weights."""
-    monkeypatch.setattr(crops, "anny_body", lambda mesh: TinyBody())
+    monkeypatch.setattr(crops, "named_body", lambda name: TinyBody())
     monkeypatch.setattr(training_image, "imagenet_weights", lambda name: None)
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "shards" / "tiny-train-0-000000.tar", 8)

@@ -28,7 +28,7 @@ MIRROR = np.array([-1, 1, 1])
 
 @pytest.fixture()
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
-    monkeypatch.setattr(crops, "anny_body", lambda mesh: TinyBody())
+    monkeypatch.setattr(crops, "named_body", lambda name: TinyBody())
     write_shard(tmp_path / "tiny-train-0-000000.tar", 5, seed=0)
     write_shard(tmp_path / "tiny-train-0-000001.tar", 3, seed=1)
     return Shards(find_shards(tmp_path, "train"))
@@ -183,7 +183,7 @@ def test_mirrored_tokens_are_those_of_the_mirrored_mesh(shards: Shards) -> None:
 
 def test_tokens_are_kept_a_tokenizer(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     first = shard_tokens(shards, symmetric_tokenizer())
-    monkeypatch.setattr(crops, "anny_body", None)  # no body is needed the second time
+    monkeypatch.setattr(crops, "named_body", None)  # no body is needed the second time
     np.testing.assert_array_equal(shard_tokens(shards, symmetric_tokenizer()), first)
     other = symmetric_tokenizer()
     other.codebook.add_(1.0)

@@ -25,7 +25,7 @@ def trunk(images: Tensor) -> Tensor:
 
 @pytest.fixture()
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(crops, "anny_body", lambda mesh: TinyBody())
+    monkeypatch.setattr(crops, "named_body", lambda name: TinyBody())
     write_shard(tmp_path / "tiny-train-0-000000.tar", 5, seed=0)
     write_shard(tmp_path / "tiny-train-0-000001.tar", 3, seed=1)
     return find_shards(tmp_path, "train")

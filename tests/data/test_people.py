@@ -308,6 +308,15 @@ def test_people_without_a_mesh(tmp_path: Path, bodies: Path) -> None:
     assert not sample.has_mesh and sample.keypoints_weight.sum() == 16
 
 
+def test_a_shard_of_nobody_is_not_written(tmp_path: Path, bodies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "coco", tmp_path / "out"
+    write_bedlam_format(root / "coco.npz", bodies, ["a.jpg", "b.jpg"])
+    (root / "images" / "b.jpg").unlink()
+    assert prepare("coco", root, out, bodies, "--skip-bad", "--shard-size", "1") == 2
+    assert "nobody is left for coco-train-000001.tar; first: the photo" in capsys.readouterr().err
+    assert [p.name for p in sorted(out.glob("*.tar*"))] == ["coco-train-000000.tar"]
+
+
 def bad(kind: str, root: Path) -> str:
     """Damage a prepared folder of COCO; what the message must say."""
     file = root / "coco.npz"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vqhps.body.smpl import Gender
 from vqhps.crop import crop_image
-from vqhps.data.sample import STORED_SCALE, STORED_SIZE, quiet_opencv, write_shard
+from vqhps.data.sample import STORED_SCALE, STORED_SIZE, quiet_opencv, shard_labels, write_shard
 from vqhps.errors import VqhpsError
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def read_each(
 def write_people(
     name: str, people: Sequence[Person], out: Path, workers: int, shard_size: int, skip_bad: bool, skipped: list[str]
 ) -> PeopleSummary:
-    """Write `{name}-{number}.tar`, `shard_size` people each, and `index-{name}.json`; shards that exist are kept.
+    """Write `{name}-{number}.tar`, `shard_size` people each, and `index-{name}.json`, which lists what was left out;
+    shards that exist are kept.
 
     Stored is a square around the box, `STORED_SCALE` x its long side, of at most `STORED_SIZE` px.
 
@@ -130,11 +131,11 @@ def write_people(
             run = pool.map
         for left_out in tqdm(run(write, todo), name, len(todo), unit="shard", disable=not todo):
             skipped += left_out
-    index = out / f"index-{name}.json"
-    content = {"dataset": name, "people": len(people), "shards": [p.name for p, _, _ in jobs], "skipped": skipped}
+    index, count = out / f"index-{name}.json", sum(len(shard_labels(path)["key"]) for path, _, _ in jobs)
+    content = {"dataset": name, "people": count, "shards": [p.name for p, _, _ in jobs], "skipped": skipped}
     index.with_suffix(".partial").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     index.with_suffix(".partial").replace(index)
-    return PeopleSummary(len(people) - sum("photo" in s for s in skipped), tuple(skipped), index)
+    return PeopleSummary(count, tuple(skipped), index)
 
 
 def _write(job: tuple[Path, Sequence[Person], int], skip_bad: bool) -> list[str]:
@@ -156,6 +157,8 @@ def _write(job: tuple[Path, Sequence[Person], int], skip_bad: bool) -> list[str]
                     raise VqhpsError(f"{error}; --skip-bad leaves such people out") from None
                 last = None
                 skipped.append(str(error))
+        if len(skipped) == len(people):
+            raise VqhpsError(f"nobody is left for {path.name}; first: {skipped[0]}")
 
     write_shard(path, samples())
     return skipped

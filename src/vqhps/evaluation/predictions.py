@@ -77,8 +77,7 @@ def evaluate_predictions(
     """Errors of predicted meshes or joints, of all samples of the truth, under every protocol that they allow.
 
     Meshes of both files must have the same vertices. From meshes of Anny or SMPL joints are regressed; where both files
-    bring joints, those are taken. From joints alone follow MPJPE and PA-MPJPE of the protocols that centre on the
-    pelvis.
+    bring joints, those are taken. From joints alone follow MPJPE and PA-MPJPE of the protocols that centre on joints.
 
     Args:
         predictions: `.npz`, see `read_meshes`.
@@ -133,10 +132,11 @@ def _errors(
         errors = mesh_errors(
             protocol, theirs.vertices[rows].astype(float), true.vertices[part].astype(float), regressor
         )
-    if protocol.joint_set == shared and protocol.origin == "pelvis":
+    if protocol.joint_set == shared and protocol.origin:
         assert theirs.joints is not None and true.joints is not None
         mine, own = (j.astype(float) for j in (theirs.joints[rows], true.joints[part]))
-        errors |= joint_errors(protocol, mine - mine[:, :1], own - own[:, :1])
+        centred = (j - j[:, list(protocol.origin)].mean(1, keepdims=True) for j in (mine, own))
+        errors |= joint_errors(protocol, *centred)
     return errors
 
 

@@ -17,22 +17,23 @@ class Protocol:
     Attributes:
         name: of the protocol.
         joints: rows of the joint set that MPJPE takes the mean over.
-        origin: what both meshes are centred on: the mean of the vertices, or the pelvis joint, the first of the set.
+        origin: joints whose mean both meshes are centred on; the mean of all vertices if there are none.
         joint_set: name of the joint regressor.
     """
 
     name: str
     joints: tuple[int, ...]
-    origin: Literal["vertices", "pelvis"]
+    origin: tuple[int, ...]
     joint_set: Literal["h36m17", "smpl24"] = "h36m17"
 
 
 PROTOCOLS = {
-    "authors": Protocol("authors", tuple(range(len(H36M17))), "vertices"),
-    "standard": Protocol("standard", H36M17_TO_14, "pelvis"),
-    "smpl24": Protocol("smpl24", tuple(range(24)), "pelvis", "smpl24"),
+    "authors": Protocol("authors", tuple(range(len(H36M17))), ()),
+    "standard": Protocol("standard", H36M17_TO_14, (0,)),
+    "smpl24": Protocol("smpl24", tuple(range(24)), (1, 2), "smpl24"),
 }
-"""By name: that of the VQ-HPS paper; that of most papers on 3DPW; that of EMDB, for bodies of the SMPL family."""
+"""By name: that of the VQ-HPS paper; that of most papers on 3DPW, centred on the pelvis; that of EMDB, centred between
+the hips, for bodies of the SMPL family."""
 
 
 def mesh_errors(
@@ -49,10 +50,8 @@ def mesh_errors(
         regressor: the protocol's joint set of that mesh.
     """
     joints, true_joints = regressor @ predicted, regressor @ true
-    pelvis = protocol.origin == "pelvis"
-    origin, true_origin = (
-        j[:, :1] if pelvis else v.mean(1, keepdims=True) for v, j in ((predicted, joints), (true, true_joints))
-    )
+    own, others = list(protocol.origin), (joints, true_joints) if protocol.origin else (predicted, true)
+    origin, true_origin = ((x[:, own] if own else x).mean(1, keepdims=True) for x in others)
     return {
         "PVE": mean_distance_mm(predicted - origin, true - true_origin),
         "PA-PVE": aligned_distance_mm(predicted, true),
