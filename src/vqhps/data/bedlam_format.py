@@ -30,7 +30,7 @@ _MARGIN = 1.2  # of the published squares around the boxes
 _H36M_TRAIN = (1, 5, 6, 7, 8)
 _NAMES = (
     "imgname", "center", "scale", "pose_cam", "pose", "shape", "betas", "part", "gtkps", "gender", "cam_int",
-    "trans_cam",
+    "trans_cam", "cam_ext",
 )  # fmt: skip
 
 
@@ -94,7 +94,8 @@ def _person(photo: Path, row: Mapping[str, Any], body_models: Path | None) -> Pe
     translation, intrinsics = np.full(3, np.nan), NO_CAMERA
     if "cam_int" in row and "trans_cam" in row:
         root = smpl_body(gender, body_models).root_in_file(torch.from_numpy(betas)[None].float())[0].numpy()
-        translation, intrinsics = row["trans_cam"] + root, np.asarray(row["cam_int"], float)
+        moved = row["cam_ext"][:3, 3] if "cam_ext" in row else 0  # BEDLAM's bodies are turned already, not moved
+        translation, intrinsics = row["trans_cam"] + moved + root, np.asarray(row["cam_int"], float)
     return Person(
         photo=photo,
         box=np.concatenate([center - side / 2, center + side / 2]),
