@@ -246,7 +246,7 @@ class BlazePose(nn.Module):
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("heat.")}
         if [w.shape for w in weights] != [w.shape for w in own.values()]:
             raise VqhpsError(f"{path} is not BlazePose's full landmark network: it has other layers")
-        self.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
+        self.load_state_dict({**self.state_dict(), **dict(zip(own, weights, strict=True))})
 
 
 def _tflite_weights(content: bytes) -> list[Tensor]:
