@@ -242,7 +242,8 @@ def test_sequences_that_cannot_be_read_are_left_out_and_listed(
     assert prepare("3dpw", root, tmp_path / "out", bodies, "--skip-bad") == 0
     out = capsys.readouterr().out
     for reason in (
-        "a_harmful.pkl is refused", "b_short.pkl is damaged", "c_key.pkl is not a sequence of 3DPW (KeyError: 'betas')",
+        "a_harmful.pkl is refused", "b_short.pkl is damaged",
+        "c_key.pkl is not annotated as expected (KeyError: 'betas')",
         "d_nan.pkl: annotations of 8 of 8 people are not finite",
     ):  # fmt: skip
         assert f"left out: {folder}/{reason}" in out

@@ -10,7 +10,7 @@ import numpy as np
 
 from vqhps.body.smpl import smpl_body
 from vqhps.data.people import GENDERS, PeopleSummary, Person, read_each, write_people
-from vqhps.data.threedpw import place_smpl, require_finite
+from vqhps.data.threedpw import place_smpl
 from vqhps.errors import VqhpsError
 from vqhps.pickles import read_pickle
 
@@ -51,33 +51,25 @@ def prepare_emdb(
 
 def _sequence(path: Path, split: Split, trained: bool, body_models: Path | None) -> list[Person]:
     content = read_pickle(path)
-    try:
-        if bool(content["emdb1"]) != (split == "test"):
-            return []
-        if split != "test" and not (content["emdb2"] and trained == (split == "train")):
-            return []
-        camera, smpl, boxes = content["camera"], content["smpl"], np.asarray(content["bboxes"]["bboxes"], float)
-        good = np.flatnonzero(np.asarray(content["good_frames_mask"]))
-        invalid = set(np.asarray(content["bboxes"]["invalid_idxs"], int).tolist())
-        gender = GENDERS[str(content["gender"])]
-        pose = np.concatenate([np.asarray(smpl[n], float) for n in ("poses_root", "poses_body")], 1)
-        betas, intrinsics = np.asarray(smpl["betas"], float)[:10], np.asarray(camera["intrinsics"], float)
-        placed = place_smpl(
-            smpl_body(gender, body_models), pose[good], betas, np.asarray(smpl["trans"], float)[good],
-            np.asarray(camera["extrinsics"], float)[good], intrinsics,
-        )  # fmt: skip
-        joints, people = np.asarray(content["kp2d"], float), []
-        for t, (turned, place, outline) in zip(good, placed, strict=True):
-            keypoints, weight = np.zeros((17, 2)), np.zeros(17)
-            keypoints[list(_COCO17)], weight[list(_COCO17)] = joints[t, list(_COCO17.values())], 1
-            photo = path.parent / "images" / f"{t:05d}.jpg"
-            box = outline if int(t) in invalid else boxes[t]
-            people.append(Person(photo, box, keypoints, weight, turned, betas, gender, place, intrinsics))
-    except VqhpsError:
-        raise
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise VqhpsError(
-            f"{path} is not a sequence of EMDB ({type(error).__name__}: {error}): download it again"
-        ) from error
-    require_finite(path, people)
+    if bool(content["emdb1"]) != (split == "test"):
+        return []
+    if split != "test" and not (content["emdb2"] and trained == (split == "train")):
+        return []
+    camera, smpl, boxes = content["camera"], content["smpl"], np.asarray(content["bboxes"]["bboxes"], float)
+    good = np.flatnonzero(np.asarray(content["good_frames_mask"]))
+    invalid = set(np.asarray(content["bboxes"]["invalid_idxs"], int).tolist())
+    gender = GENDERS[str(content["gender"])]
+    pose = np.concatenate([np.asarray(smpl[n], float) for n in ("poses_root", "poses_body")], 1)
+    betas, intrinsics = np.asarray(smpl["betas"], float)[:10], np.asarray(camera["intrinsics"], float)
+    placed = place_smpl(
+        smpl_body(gender, body_models), pose[good], betas, np.asarray(smpl["trans"], float)[good],
+        np.asarray(camera["extrinsics"], float)[good], intrinsics,
+    )  # fmt: skip
+    joints, people = np.asarray(content["kp2d"], float), []
+    for t, (turned, place, outline) in zip(good, placed, strict=True):
+        keypoints, weight = np.zeros((17, 2)), np.zeros(17)
+        keypoints[list(_COCO17)], weight[list(_COCO17)] = joints[t, list(_COCO17.values())], 1
+        photo = path.parent / "images" / f"{t:05d}.jpg"
+        box = outline if int(t) in invalid else boxes[t]
+        people.append(Person(photo, box, keypoints, weight, turned, betas, gender, place, intrinsics))
     return people

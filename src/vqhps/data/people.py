@@ -85,7 +85,7 @@ def read_each(
     people: list[Person] = []
     for path in tqdm(files, "annotations", unit="file", mininterval=2):
         try:
-            people += read(path)
+            people += _checked(path, read)
         except VqhpsError as error:
             if not skip_bad:
                 raise VqhpsError(f"{error}; --skip-bad leaves such files out") from None
@@ -93,6 +93,33 @@ def read_each(
     if not people:
         raise VqhpsError(f"nobody is left of {len(files)} files; first: {skipped[0] if skipped else 'no people'}")
     return people
+
+
+def _checked(path: Path, read: Callable[[Path], list[Person]]) -> list[Person]:
+    try:
+        people = read(path)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise VqhpsError(f"{path} is not annotated as expected ({reason}): download it again") from error
+    _require_finite(path, people)
+    return people
+
+
+def _require_finite(path: Path, people: list[Person]) -> None:
+    """Check what was read.
+
+    Raises:
+        VqhpsError: some people have annotations that are no numbers.
+    """
+    bad = [p for p in people if not np.isfinite(np.concatenate([x.ravel() for x in _numbers(p)])).all()]
+    if bad:
+        count = f"{len(bad)} of {len(people)} people"
+        raise VqhpsError(f"{path}: annotations of {count} are not finite, the first on {bad[0].photo.name}")
+
+
+def _numbers(person: Person) -> list[np.ndarray]:
+    pose = [] if person.pose is None else [person.pose]
+    return [person.box, person.keypoints2d, person.keypoints_weight, person.shape, *pose]
 
 
 def write_people(

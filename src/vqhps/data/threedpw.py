@@ -49,32 +49,24 @@ def prepare_3dpw(
 
 def _sequence(path: Path, root: Path, body_models: Path | None) -> list[Person]:
     content = read_pickle(path)
-    try:
-        cameras, intrinsics = (np.asarray(content[n], float) for n in ("cam_poses", "cam_intrinsics"))
-        persons = list(zip(*(content[n] for n in ("poses", "betas", "genders", "trans", "poses2d", "campose_valid")),
-                           strict=True))  # fmt: skip
-        people = []
-        for pose, betas, letter, trans, poses2d, valid in persons:
-            frames = np.flatnonzero(np.asarray(valid))
-            gender = GENDERS[str(letter)]
-            placed = place_smpl(
-                smpl_body(gender, body_models), np.asarray(pose, float)[frames, :72], np.asarray(betas, float)[:10],
-                np.asarray(trans, float)[frames], cameras[frames], intrinsics,
+    cameras, intrinsics = (np.asarray(content[n], float) for n in ("cam_poses", "cam_intrinsics"))
+    persons = list(zip(*(content[n] for n in ("poses", "betas", "genders", "trans", "poses2d", "campose_valid")),
+                       strict=True))  # fmt: skip
+    people = []
+    for pose, betas, letter, trans, poses2d, valid in persons:
+        frames = np.flatnonzero(np.asarray(valid))
+        gender = GENDERS[str(letter)]
+        placed = place_smpl(
+            smpl_body(gender, body_models), np.asarray(pose, float)[frames, :72], np.asarray(betas, float)[:10],
+            np.asarray(trans, float)[frames], cameras[frames], intrinsics,
+        )  # fmt: skip
+        for t, (turned, place, box) in zip(frames, placed, strict=True):
+            keypoints = np.asarray(poses2d[t], float)[:, _COCO17]
+            photo = root / "imageFiles" / path.stem / f"image_{t:05d}.jpg"
+            people.append(
+                Person(photo, box, keypoints[:2].T, keypoints[2], turned, np.asarray(betas, float)[:10], gender,
+                       place, intrinsics)
             )  # fmt: skip
-            for t, (turned, place, box) in zip(frames, placed, strict=True):
-                keypoints = np.asarray(poses2d[t], float)[:, _COCO17]
-                photo = root / "imageFiles" / path.stem / f"image_{t:05d}.jpg"
-                people.append(
-                    Person(photo, box, keypoints[:2].T, keypoints[2], turned, np.asarray(betas, float)[:10], gender,
-                           place, intrinsics)
-                )  # fmt: skip
-    except VqhpsError:
-        raise
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise VqhpsError(
-            f"{path} is not a sequence of 3DPW ({type(error).__name__}: {error}): download it again"
-        ) from error
-    require_finite(path, people)
     return people
 
 
@@ -108,20 +100,3 @@ def place_smpl(
         pixels = project_perspective(vertices + place[part, None], np.repeat(intrinsics[None], len(local), 0))
         boxes.append(np.concatenate([pixels.min(1), pixels.max(1)], 1))
     return list(zip(pose, place, np.concatenate(boxes) if boxes else np.zeros((0, 4)), strict=True))
-
-
-def require_finite(path: Path, people: list[Person]) -> None:
-    """Check what was read.
-
-    Raises:
-        VqhpsError: some people have annotations that are no numbers.
-    """
-    bad = [p for p in people if not np.isfinite(np.concatenate([x.ravel() for x in _numbers(p)])).all()]
-    if bad:
-        count = f"{len(bad)} of {len(people)} people"
-        raise VqhpsError(f"{path}: annotations of {count} are not finite, the first on {bad[0].photo.name}")
-
-
-def _numbers(person: Person) -> list[np.ndarray]:
-    pose = [] if person.pose is None else [person.pose]
-    return [person.box, person.keypoints2d, person.keypoints_weight, person.shape, *pose]
