@@ -95,8 +95,10 @@ class Evaluate:
     """Measure the prediction that is always the mean body instead of a model."""
     out: Path | None = None
     """Folder for results.csv (a row a sample) and results.json."""
+    record: bool = False
+    """Keep the figures of an image model in the bundle.json of --bundle."""
     figures: Path | None = None
-    """Folder for pictures of what a tokenizer gets wrong and of what its tokens govern."""
+    """Folder for pictures: the worst persons of coco-free; what a tokenizer gets wrong and what its tokens govern."""
     body_models: Path | None = None
     """Folder of body files, for 3dpw-test and emdb1; by default VQHPS_BODY_MODELS, then ~/.config/vqhps/body_models."""
     unseen: Literal["dance", "deepmimic", "makehuman"] | None = None
@@ -104,7 +106,13 @@ class Evaluate:
 
     def run(self) -> int:
         """Print the summary as JSON, and published results beside."""
+        if self.record and (self.bundle is None or self.mean_body or self.data in ("tokenizer", "detector")):
+            raise VqhpsError("--record keeps figures of an image model in its bundle: name it with --bundle")
         summary = self._measure()
+        if self.record and self.bundle:
+            from vqhps.evaluation.card import record_metrics
+
+            record_metrics(self.bundle, self.data, summary)
         print(json.dumps(summary, indent=1))
         if self.data in ("3dpw-test", "emdb1"):
             from vqhps.evaluation.predictions import beside_published
@@ -125,13 +133,21 @@ class Evaluate:
                 raise VqhpsError("name the tokenizer with --checkpoint")
             return evaluate_tokenizer(self.checkpoint, self.root, self.out, self.figures, self.unseen)
         from vqhps.data.sample import Shards, find_shards
-        from vqhps.evaluation.run import bundle_model, evaluate_coco, evaluate_people, mean_body_model
+        from vqhps.evaluation.run import bundle_model, evaluate_people, mean_body_model
         from vqhps.runtime.bundle import Bundle, default_bundle
 
         bundle = Bundle.load(self.bundle) if self.bundle else default_bundle()
         model, size = (mean_body_model() if self.mean_body else bundle_model(bundle)), bundle.info.input_size
         if self.data == "coco-free":
-            return evaluate_coco(model, size, self.root, self.out)
+            from vqhps.evaluation.coco import draw_worst, evaluate_coco
+            from vqhps.runtime.detect import BlazePoseDetector
+
+            if self.figures and (self.mean_body or not self.out):
+                raise VqhpsError("--figures draws the worst persons of a model's results: it needs --out")
+            summary = evaluate_coco(model, size, self.root, self.out, beside=BlazePoseDetector())
+            if self.figures and self.out:
+                draw_worst(bundle, self.root, self.out, self.figures)
+            return summary
         rest = (self.out, self.data, bundle.info.crop_scale, self.body_models)
         return evaluate_people(model, size, Shards(find_shards(self.root, "test")), *rest)
 

@@ -1,22 +1,22 @@
 """Metrics and protocols against independent implementations and against what moved bodies must give."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import roma
 import torch
-from PIL import Image
+from scipy.spatial import ConvexHull
 from scipy.spatial import procrustes as scipy_procrustes
 from scipy.spatial.transform import Rotation
 
 from vqhps.body.joints import H36M17, H36M17_TO_14
-from vqhps.errors import VqhpsError
-from vqhps.evaluation.metrics import aligned_distance_mm, correct_keypoints, mean_distance_mm
+from vqhps.evaluation.metrics import (
+    aligned_distance_mm,
+    correct_keypoints,
+    edge_ratios,
+    mean_distance_mm,
+    volume_litres,
+)
 from vqhps.evaluation.protocols import PROTOCOLS, mesh_errors
-from vqhps.evaluation.run import Bodies, evaluate_coco, labelled_people
-from vqhps.geometry import crop_from_box, crop_to_full
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(0, 0.4, (5, 60, 3))
@@ -105,57 +105,18 @@ def test_correct_keypoints_counts_labelled_ones_within_reach() -> None:
     assert correct.tolist() == [2.0] and count.tolist() == [3.0]
 
 
-def coco_file(folder: Path, annotations: list[dict[str, object]]) -> Path:
-    images = [{"id": 7, "file_name": "somewhere/photo.jpg"}]
-    (folder / "person_keypoints_free.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    return folder
-
-
-def test_coco_annotations_are_read_with_pixel_centres_at_a_half(tmp_path: Path) -> None:
-    labelled = {"id": 1, "image_id": 7, "bbox": [10, 20, 30, 40], "keypoints": [5, 6, 2] + [0, 0, 0] * 16}
-    crowd = {**labelled, "id": 2, "iscrowd": 1}
-    unlabelled = {**labelled, "id": 3, "keypoints": [0] * 51}
-    (person,) = labelled_people(coco_file(tmp_path, [labelled, crowd, unlabelled]))
-    assert person.box.tolist() == [10, 20, 40, 60]
-    assert person.keypoints[0].tolist() == [5.5, 6.5]
-    assert person.labelled.tolist() == [True] + [False] * 16
-    assert person.photo == tmp_path / "images" / "photo.jpg"
-
-
-def test_bad_annotations_are_named(tmp_path: Path) -> None:
-    with pytest.raises(VqhpsError, match="cannot read"):
-        labelled_people(tmp_path)
-    with pytest.raises(VqhpsError, match="not a COCO key point file"):
-        labelled_people(
-            coco_file(tmp_path, [{"id": 1, "image_id": 8, "bbox": [0, 0, 1, 1], "keypoints": [1, 1, 2] * 17}])
-        )
-
-
-def test_perfect_key_points_score_one_and_shifted_ones_do_not(tmp_path):
-    """From crop coordinates to the photo and back, through files: a model that knows the answer scores 1."""
-    (tmp_path / "images").mkdir()
-    Image.fromarray(np.zeros((120, 200, 3), np.uint8)).save(tmp_path / "images" / "a.png")
-    answer = RNG.uniform(-0.7, 0.7, (17, 2))
-    box = np.array([30.0, 20.0, 110.0, 100.0])
-    pixels = crop_to_full(answer[None], *crop_from_box(box[None]))[0] - 0.5
-    flat = np.concatenate([pixels, np.full((17, 1), 2)], 1).ravel().tolist()
-    person = {"id": 1, "image_id": 1, "bbox": [30, 20, 80, 80], "keypoints": flat}
-    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [person]}
-    (tmp_path / "person_keypoints_free.json").write_text(json.dumps(content))
-
-    def model(shift: float):
-        def run(crops):
-            assert crops.shape == (1, 64, 64, 3)
-            joints = np.concatenate([answer + shift, np.zeros((17, 1))], 1)[None]
-            return Bodies(np.zeros((1, 4, 3)), joints, np.array([[1.0, 0.0, 0.0]]))
-
-        return run
-
-    perfect = evaluate_coco(model(0.0), 64, tmp_path, tmp_path / "out")
-    assert perfect["PCK@0.05"] == 1 and perfect["persons"] == 1
-    assert (tmp_path / "out" / "results.csv").read_text().startswith("sample,")
-    # 0.4 of half a crop of 100 px along both axes are 28 px; the diagonal of the box is 113 px.
-    shifted = evaluate_coco(model(0.4), 64, tmp_path)
-    assert shifted["PCK@0.2"] == 0
-    assert evaluate_coco(model(0.2), 64, tmp_path)["PCK@0.2"] == 1
-    assert evaluate_coco(model(0.2), 64, tmp_path)["PCK@0.1"] == 0
+def test_a_torn_and_a_reversed_mesh_stand_out() -> None:
+    """A cube of 100 mm: its edges and diagonals, its litre; scaled, torn at a corner, inside out."""
+    corners = np.array([[x, y, z] for x in (0, 0.1) for y in (0, 0.1) for z in (0, 0.1)])
+    faces = ConvexHull(corners).simplices
+    outward = np.einsum("fi,fi->f", np.cross(*(corners[faces[:, i]] - corners[faces[:, 0]] for i in (1, 2))),
+                        corners[faces].mean(1) - 0.05) > 0  # fmt: skip
+    faces = np.where(outward[:, None], faces, faces[:, ::-1])
+    torn = corners.copy()
+    torn[7] = 0.9
+    meshes = np.stack([corners, 1.5 * corners, torn])
+    assert volume_litres(meshes, faces)[:2] == pytest.approx([1.0, 1.5**3])
+    assert volume_litres(meshes[:, :, ::-1], faces)[0] == pytest.approx(-1.0)  # axes swapped: a mirror
+    ratios = edge_ratios(meshes, corners, faces)
+    np.testing.assert_allclose(ratios[:2], [[1, 1], [1.5, 1.5]])
+    assert ratios[2, 1] > 8 and ratios[2, 0] == pytest.approx(1)

@@ -10,11 +10,12 @@ import torch
 from skimage import data
 
 from shared import tiny_tokenizer
+from vqhps.body.joints import COCO17_FLIP
 from vqhps.errors import VqhpsError
 from vqhps.export import ExportConfig, export_bundle
 from vqhps.models.backbones import create_backbone
 from vqhps.models.blazepose import _COCO17, BlazePose, HeatMaps, _DepthwiseConv
-from vqhps.models.first_guess import disturbed, keypoint_loss
+from vqhps.models.first_guess import disturbed, either_way, keypoint_loss
 from vqhps.models.vqhps import VQHPS, Encoded, VQHPSConfig
 from vqhps.runtime.blazepose import KEYPOINT_NAMES, TfliteModel
 from vqhps.runtime.bundle import Bundle
@@ -151,8 +152,47 @@ def test_found_key_points_stand_in_for_given_ones(model: VQHPS, photo: np.ndarra
     torch.testing.assert_close(alone.logits, told.logits)  # at prediction the model trusts its own
 
 
+def test_points_look_at_each_other() -> None:
+    """What one point's place changes of another's, with features that are the same everywhere."""
+    torch.manual_seed(0)
+    heat = HeatMaps().eval()
+    torch.nn.init.normal_(heat.change[1].weight)
+    first = torch.cat([torch.rand(2, 17, 2) - 0.5, torch.randn(2, 17, 2)], 2)
+    first[1] = first[0]
+    first[1, 5, 3] += 0.5
+    with torch.no_grad():
+        found, _ = heat(torch.zeros(2, 88, 16, 16), torch.zeros(2, 288, 8, 8), torch.zeros(2, 4 * 288), first)
+    moved = (found[1] - found[0]).abs().amax(1)
+    assert (moved[[0, 6, 16]] > 1e-4).all()
+
+
+def test_a_mirrored_crop_has_mirrored_key_points(photo: np.ndarray) -> None:
+    torch.manual_seed(0)
+    model = VQHPS(dataclasses.replace(CONFIG, mirror=True), tiny_tokenizer(), blazepose_models()[1]).eval()
+    crop = as_batch(photo)[..., :256]
+    with torch.no_grad():
+        one, other = (model.predict(x).keypoints for x in (crop, crop.flip(3)))
+    assert one is not None and other is not None
+    back = other[:, list(COCO17_FLIP)] * torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    torch.testing.assert_close(one, back, atol=1e-3, rtol=0)
+    assert not torch.allclose(one, other, atol=0.05)
+
+
+def test_of_two_views_the_surer_one_counts() -> None:
+    found, mirrored = torch.zeros(1, 17, 4), torch.zeros(1, 17, 4)
+    found[0, 9], mirrored[0, 10] = torch.tensor([0.3, 0.2, 0.0, 0.1]), torch.tensor([-0.5, 0.4, 0.0, 0.3])
+    mirrored[0, :, 2] = -30.0
+    mirrored[0, 10, 2] = 0.0
+    torch.testing.assert_close(either_way(found, mirrored)[0, 9], torch.tensor([0.4, 0.3, 0.0, 0.2]))
+    mirrored[0, 10, 2] = -30.0
+    torch.testing.assert_close(either_way(found, mirrored)[0, 9], found[0, 9])
+
+
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
-def test_becomes_a_bundle_whose_one_input_is_an_image(model: VQHPS, photo: np.ndarray, tmp_path: Path) -> None:
+def test_becomes_a_bundle_whose_one_input_is_an_image(
+    model: VQHPS, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, mirror=True))
     report = export_bundle(model, tmp_path / "bundle", ExportConfig(input_size=256))
     assert report.single_mm < 0.1 and report.written_mean_mm < 1
     found = Bundle.load(tmp_path / "bundle").run(photo[None])

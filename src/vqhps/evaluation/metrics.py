@@ -1,7 +1,7 @@
 """Errors of meshes and key points, one value a sample. Pure functions on numpy arrays."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from vqhps.geometry import procrustes
 
@@ -52,3 +52,22 @@ def confidence_interval(
         means[start : start + chunk] = values[rows].sum(1) / np.maximum(weights[rows].sum(1), 1e-12)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
+
+
+def edge_ratios(
+    vertices: Float[np.ndarray, "B V 3"], template: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "B 2"]:
+    """How much shorter and longer than the template's the edges of meshes are: 0.1 and 99.9 % quantiles of the ratios.
+
+    A torn mesh has edges many times as long; a collapsed one, many times as short.
+    """
+    edges = np.unique(np.sort(np.concatenate([faces[:, :2], faces[:, 1:], faces[:, ::2]]), 1), axis=0)
+    rest = np.linalg.norm(template[edges[:, 0]] - template[edges[:, 1]], axis=1)
+    lengths = np.linalg.norm(vertices[:, edges[:, 0]] - vertices[:, edges[:, 1]], axis=2)
+    return np.quantile(lengths / rest, (0.001, 0.999), axis=1).T
+
+
+def volume_litres(vertices: Float[np.ndarray, "B V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "B"]:
+    """Volume that meshes in metres enclose, by the divergence theorem; negative if they are turned inside out."""
+    a, b, c = (vertices[:, faces[:, i]].astype(np.float64) for i in range(3))
+    return 1000 * (a * np.cross(b, c)).sum((1, 2)) / 6

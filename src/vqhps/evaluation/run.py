@@ -1,4 +1,4 @@
-"""Evaluation of an image model: rendered people with known meshes, and photos with labelled key points.
+"""Evaluation of an image model on people with known meshes, and what all evaluations share.
 
 The model is a function from crops to arrays, so that a torch checkpoint and an ONNX bundle go through the same code.
 """
@@ -19,16 +19,14 @@ from tqdm import tqdm
 
 from vqhps.body.anny import AnnyBody, anny_body
 from vqhps.body.smpl import SMPLBody
-from vqhps.crop import crop_image
 from vqhps.data.bodies import named_body
 from vqhps.data.crops import crop_keypoints, crop_rotations, plain_crops
 from vqhps.data.sample import CROP_SCALE, Shards
 from vqhps.errors import VqhpsError
-from vqhps.evaluation.metrics import confidence_interval, correct_keypoints
+from vqhps.evaluation.metrics import confidence_interval, correct_keypoints, edge_ratios, volume_litres
 from vqhps.evaluation.protocols import PROTOCOLS, mesh_errors
-from vqhps.geometry import crop_from_box, crop_to_full, matrix_from_quaternion, project, rotate
+from vqhps.geometry import crop_from_box, matrix_from_quaternion, project, rotate
 from vqhps.runtime.bundle import Bundle
-from vqhps.runtime.photo import read_photo
 from vqhps.version import __version__
 
 
@@ -90,12 +88,14 @@ def evaluate_people(
         body_models: folder of body files, searched first.
 
     Returns:
-        The summary: means by protocol and metric, mm, PCK of the visible key points, and the 95 % confidence interval
-        of each (`interval_95`).
+        The summary: means by protocol and metric, mm, PCK of the visible key points, the 95 % confidence interval of
+        each (`interval_95`), and by `bounds` how far the worst predicted and the worst true meshes are from the
+        template: see `edge_ratios` and `volume_litres`.
     """
     names = np.unique(shards.labels["body"])
     bodies_of = {n: anny_body("full") if n == "anny" else named_body(str(n), body_models) for n in names}
     rotations, regressors = crop_rotations(shards), bodies_of[names[0]].joint_regressors
+    template, faces = bodies_of[names[0]].template, bodies_of[names[0]].faces
     columns: dict[str, list[np.ndarray]] = {}
     for rows in tqdm(np.array_split(np.arange(len(shards)), -(-len(shards) // 32)), data, unit="batch"):
         bodies = model(plain_crops(shards, rows, input_size, crop_scale))
@@ -115,11 +115,17 @@ def evaluate_people(
         boxes = shards.labels["box"][rows]
         diagonal = np.hypot(*(boxes[:, 2:] - boxes[:, :2]).T) * 2 / crop_from_box(boxes, crop_scale)[1]
         visible = shards.labels["keypoints_visible"][rows] == 2
-        values |= _pck_columns(keypoints, truth, visible, diagonal)
+        values |= pck_columns(keypoints, truth, visible, diagonal)
+        for of, meshes in (("", bodies.vertices), ("true ", true)):
+            shortest, longest = edge_ratios(meshes, template, faces).T
+            values |= {f"{of}shortest edges": shortest, f"{of}longest edges": longest}
+            values |= {f"{of}volume": volume_litres(meshes, faces)}
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     table = {name: np.concatenate(parts) for name, parts in columns.items()}
-    summary = summarise(table)
+    bodily = {n: v for n, v in table.items() if n.endswith((" edges", "volume"))}
+    summary = summarise({n: v for n, v in table.items() if n not in bodily})
+    summary["bounds"] = {n: [float(v.min()), float(v.max())] for n, v in bodily.items()}
     samples = [f"{p.name}:{n}" for p, n in zip(np.array(shards.paths)[shards.shard], shards.number, strict=True)]
     write_results(out, data, samples, table, summary)
     return summary
@@ -135,47 +141,19 @@ def _meshes(shards: Shards, rows: np.ndarray, bodies: dict[str, AnnyBody | SMPLB
     return np.concatenate(meshes)[np.argsort(np.concatenate(list(parts.values())))]
 
 
-def evaluate_coco(
-    model: Model, input_size: int, folder: Path, out: Path | None = None, least: int = 10
-) -> dict[str, Any]:
-    """PCK of the mesh's COCO-17 joints, reprojected, on photos with given boxes.
+def pck_columns(predicted: Any, true: Any, labelled: Any, diagonal: Any, of: str = "") -> dict[str, np.ndarray]:
+    """Columns for `summarise`: correct key points at three shares of the diagonals of the boxes, and labelled ones.
 
     Args:
-        model: to be evaluated.
-        input_size: side of its crops, px.
-        folder: `images/` and `person_keypoints_free.json` in COCO format.
-        out: folder for `results.csv` and `results.json`.
-        least: labelled key points a person must have to count in the main figure.
-
-    Returns:
-        The summary: PCK at 0.1 and 0.2 of the diagonal of the box, over persons with `least` or more labelled key
-        points and over all labelled persons.
+        predicted, true: (N, J, 2) in one unit.
+        labelled: (N, J).
+        diagonal: (N,) in that unit.
+        of: put before the names of the columns: whose key points they are, and a space.
     """
-    people = labelled_people(folder)
-    crops, center, size = [], *crop_from_box(np.stack([p.box for p in people]))
-    for person, c, s in zip(people, center, size, strict=True):
-        crops.append(crop_image(read_photo(person.photo).image, c, float(s), input_size))
-    parts = [model(np.stack(crops[i : i + 32])) for i in range(0, len(crops), 32)]
-    projected = np.concatenate([project(p.joints, p.camera) for p in parts])
-    keypoints = crop_to_full(projected, center, size)
-    labelled = np.stack([p.labelled for p in people])
-    diagonal = np.array([np.hypot(*(p.box[2:] - p.box[:2])) for p in people])
-    table = _pck_columns(keypoints, np.stack([p.keypoints for p in people]), labelled, diagonal)
-    enough = labelled.sum(1) >= least
-    summary = summarise({name: v[enough] for name, v in table.items()})
-    everyone = summarise(table)
-    intervals = summary.pop("interval_95") | {f"{n}, all": v for n, v in everyone.pop("interval_95").items()}
-    summary |= {f"{name}, all": value for name, value in everyone.items()} | {"interval_95": intervals}
-    summary |= {"persons": int(enough.sum()), "persons, all": len(people)}
-    write_results(out, "coco_free", [f"{p.photo.name}:{p.id}" for p in people], table, summary)
-    return summary
-
-
-def _pck_columns(predicted: Any, true: Any, labelled: Any, diagonal: Any) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     for share in (0.05, 0.1, 0.2):
         correct, count = correct_keypoints(predicted, true, labelled, diagonal, share)
-        columns |= {f"correct@{share}": correct, "labelled": count}
+        columns |= {f"{of}correct@{share}": correct, "labelled": count}
     return columns
 
 
@@ -183,7 +161,7 @@ def summarise(table: dict[str, np.ndarray]) -> dict[str, Any]:
     """Means over samples, and `interval_95`: the 95 % confidence interval of each, over samples too.
 
     Args:
-        table: a column a metric; `correct@SHARE` and `labelled` make `PCK@SHARE`.
+        table: a column a metric; `... correct@SHARE` and `labelled` make `... PCK@SHARE`.
     """
     labelled = table.get("labelled")
     summary: dict[str, Any] = {}
@@ -191,49 +169,11 @@ def summarise(table: dict[str, np.ndarray]) -> dict[str, Any]:
     for column, values in table.items():
         if column == "labelled":
             continue
-        weights = labelled if column.startswith("correct@") else None
+        weights = labelled if "correct@" in column else None
         name = column.replace("correct@", "PCK@")
         summary[name] = float(values.sum() / max(len(values) if weights is None else weights.sum(), 1))
         intervals[name] = list(confidence_interval(values, weights)) if len(values) else [float("nan")] * 2
     return {**summary, "interval_95": intervals}
-
-
-@dataclass(frozen=True)
-class LabelledPerson:
-    """A person of a COCO file: `box` (4,) xyxy px, `keypoints` (17, 2) px, `labelled` (17,)."""
-
-    id: int
-    photo: Path
-    box: Float[np.ndarray, "4"]
-    keypoints: Float[np.ndarray, "17 2"]
-    labelled: np.ndarray
-
-
-def labelled_people(folder: Path) -> list[LabelledPerson]:
-    """Persons with labelled key points, crowds left out.
-
-    Raises:
-        VqhpsError: the annotation file is missing or not in COCO format.
-    """
-    path = folder / "person_keypoints_free.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        photos = {image["id"]: folder / "images" / Path(image["file_name"]).name for image in content["images"]}
-        people = []
-        for person in content["annotations"]:
-            points = np.array(person.get("keypoints") or [0] * 51, float).reshape(17, 3)
-            if person.get("iscrowd") or not points[:, 2].any():
-                continue
-            x, y, w, h = person["bbox"]
-            box = np.array([x, y, x + w, y + h], float)
-            photo = photos[person["image_id"]]
-            # COCO counts pixels by their number; here a pixel's centre lies at its number + 0.5.
-            people.append(LabelledPerson(person["id"], photo, box, points[:, :2] + 0.5, points[:, 2] > 0))
-        return people
-    except OSError as error:
-        raise VqhpsError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise VqhpsError(f"{path} is not a COCO key point file: {error!r}") from error
 
 
 def write_results(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqhps.errors import VqhpsError
+from vqhps.models.transformer import EncoderLayer
 
 NUM_LANDMARKS = 39  # 33 of the body, two that span the person, four unused
 _COCO17 = (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
@@ -138,7 +139,8 @@ class HeatMaps(nn.Module):
     the first look found it, and its mean.
 
     Depth and confidence are corrected by maps at stride 16, weighted with the heat. Where the first look takes a point
-    to lie outside of the crop, its word counts.
+    to lie outside of the crop, its word counts. Then all points look at each other, each with the features where it
+    lies.
     """
 
     cells = 32  # a side
@@ -153,6 +155,12 @@ class HeatMaps(nn.Module):
         nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
         self.log_width = nn.Parameter(torch.full((len(_COCO17), 1), math.log(0.15)))  # crop coordinates
         self.trust = nn.Parameter(torch.tensor((1.0, 0.0)))
+        self.point = nn.Linear(4, channels)
+        self.names = nn.Parameter(0.02 * torch.randn(len(_COCO17), channels))
+        self.together = nn.ModuleList(EncoderLayer(channels, 4, 2 * channels, 0.0) for _ in range(2))
+        self.change = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 4))
+        nn.init.zeros_(self.change[1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.change[1].bias)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -175,7 +183,11 @@ class HeatMaps(nn.Module):
         coarse = 4 * functional.avg_pool2d(share, 2).flatten(2)
         rest = (corrections.flatten(2).unflatten(1, (2, -1)) * coarse[:, None]).sum(3).transpose(1, 2)
         trust = (self.trust[0] * first[..., 2:3] + self.trust[1]).sigmoid()
-        return torch.cat([first[..., :2] + trust * (place - first[..., :2]), first[..., 2:] + rest], 2), heat
+        second = torch.cat([first[..., :2] + trust * (place - first[..., :2]), first[..., 2:] + rest], 2)
+        points = coarse @ x.flatten(2).transpose(1, 2) + self.point(second)
+        for layer in self.together:
+            points = layer(points, self.names.expand_as(points), None)
+        return second + self.change(points), heat
 
 
 class _Mix(nn.Module):

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqhps.body.joints import COCO17
+from vqhps.body.joints import COCO17, COCO17_FLIP
 from vqhps.tokenizer.networks import Residual
 
 MEAN_ROTATION_6D = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # an upright person who faces the camera
@@ -80,6 +80,13 @@ def disturbed(keypoints: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
 def with_confidence(found: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
     """Found key points with a confidence in [0, 1] in place of its logit."""
     return torch.cat([found[..., :2], found[..., 2:3].sigmoid(), found[..., 3:]], 2)
+
+
+def either_way(found: Float[Tensor, "B 17 4"], mirrored: Float[Tensor, "B 17 4"]) -> Float[Tensor, "B 17 4"]:
+    """Key points found in crops (confidence as a logit) and in the mirrored crops, averaged by their confidence."""
+    back = mirrored[:, list(COCO17_FLIP)] * mirrored.new_tensor((-1.0, 1.0, 1.0, 1.0))
+    both = torch.stack([found, back])
+    return (functional.logsigmoid(both[..., 2:3]).softmax(0) * both).sum(0)
 
 
 def keypoint_loss(

@@ -20,6 +20,7 @@ from vqhps.models.first_guess import (
     MEAN_ROTATION_6D,
     FirstGuess,
     disturbed,
+    either_way,
     joint_depth,
     keypoint_loss,
     with_confidence,
@@ -94,6 +95,7 @@ class VQHPSConfig:
             alone, which is what the published code does with one image.
         head_activation: between the layers of the rotation and camera head; the published one has none.
         decode: at prediction, the mesh of the best code of each token or of the expected code.
+        mirror: at prediction, average the key points that the backbone finds with those it finds in the mirrored crop.
         loss: weights.
     """
 
@@ -111,6 +113,7 @@ class VQHPSConfig:
     head_attention: Literal["causal", "self"] = "causal"
     head_activation: Literal["none", "relu"] = "relu"
     decode: Decode = "argmax"
+    mirror: bool = False
     loss: VQHPSLossConfig = VQHPSLossConfig()
 
 
@@ -240,6 +243,8 @@ class VQHPS(nn.Module):
         if "image" in self.config.sources:
             seen = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
             features, vector, found = seen.features, seen.vector, seen.keypoints
+            if self.config.mirror and not self.training and image is not None and found is not None:
+                found = either_way(found, self.backbone(image.flip(3)).keypoints)
             if self.backbone_rotation is not None:
                 vector = self.backbone_rotation(image).vector
         if "keypoints" in self.config.sources:

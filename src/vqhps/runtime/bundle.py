@@ -60,7 +60,7 @@ class BundleInfo:
         joints: named set of the output `joints`.
         licence: of the weights.
         training_data: one line on what the weights were trained on.
-        metrics: measured on this very bundle.
+        metrics: measured on this very bundle (`vqhps evaluate --record`).
     """
 
     format: int
