@@ -291,9 +291,7 @@ def check_equal(bundle: Bundle, crops: UInt8[np.ndarray, "N S S 3"], expected: B
             raise VqhpsError(f"the ONNX graph does not take {batch} crops at once: not written") from error
         for name in OUTPUTS:
             a, b = getattr(found, name), getattr(expected, name)[:batch]
-            if (
-                name == "indices" and a.shape == b.shape
-            ):  # but for codes of equal scores
+            if name == "indices" and a.shape == b.shape:  # but for codes of equal scores
                 scores = expected.logits[:batch]
                 a, b = (np.take_along_axis(scores, x[..., None], 2) for x in (a, b))
             close = a.shape == b.shape and np.allclose(a, b, _TOLERANCE, _TOLERANCE)

@@ -186,6 +186,8 @@ def test_of_two_views_the_surer_one_counts() -> None:
     torch.testing.assert_close(either_way(found, mirrored)[0, 9], torch.tensor([0.4, 0.3, 0.0, 0.2]))
     mirrored[0, 10, 2] = -30.0
     torch.testing.assert_close(either_way(found, mirrored)[0, 9], found[0, 9])
+    found[0, 9, 2] = mirrored[0, 10, 2] = -1000.0  # neither is sure: the middle
+    torch.testing.assert_close(either_way(found, mirrored)[0, 9, :2], torch.tensor([0.4, 0.3]))
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
