@@ -86,7 +86,7 @@ def either_way(found: Float[Tensor, "B 17 4"], mirrored: Float[Tensor, "B 17 4"]
     """Key points found in crops (confidence as a logit) and in the mirrored crops, averaged by their confidence."""
     back = mirrored[:, list(COCO17_FLIP)] * mirrored.new_tensor((-1.0, 1.0, 1.0, 1.0))
     both = torch.stack([found, back])
-    sure = both[..., 2:3].clamp(min=-20).sigmoid()  # two of no confidence at all count alike
+    sure = both[..., 2:3].clamp(min=-10).sigmoid()  # not 0: two of no confidence at all count alike
     return (sure / sure.sum(0) * both).sum(0)
 
 
