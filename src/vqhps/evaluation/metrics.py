@@ -63,6 +63,7 @@ def edge_ratios(
     """
     edges = np.unique(np.sort(np.concatenate([faces[:, :2], faces[:, 1:], faces[:, ::2]]), 1), axis=0)
     rest = np.linalg.norm(template[edges[:, 0]] - template[edges[:, 1]], axis=1)
+    edges, rest = edges[rest > 0], rest[rest > 0]
     lengths = np.linalg.norm(vertices[:, edges[:, 0]] - vertices[:, edges[:, 1]], axis=2)
     return np.quantile(lengths / rest, (0.001, 0.999), axis=1).T
 
