@@ -185,7 +185,7 @@ def test_of_two_views_the_surer_one_counts() -> None:
     mirrored[0, 10, 2] = 0.0
     torch.testing.assert_close(either_way(found, mirrored)[0, 9], torch.tensor([0.4, 0.3, 0.0, 0.2]))
     mirrored[0, 10, 2] = -30.0
-    torch.testing.assert_close(either_way(found, mirrored)[0, 9], found[0, 9], atol=1e-3, rtol=0)
+    torch.testing.assert_close(either_way(found, mirrored)[0, 9], found[0, 9], atol=5e-3, rtol=0)
     found[0, 9, 2] = mirrored[0, 10, 2] = -1000.0  # neither is sure: the middle
     torch.testing.assert_close(either_way(found, mirrored)[0, 9, :2], torch.tensor([0.4, 0.3]))
 
