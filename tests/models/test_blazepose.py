@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from skimage import data
@@ -12,7 +13,7 @@ from skimage import data
 from shared import tiny_tokenizer
 from vqhps.body.joints import COCO17_FLIP
 from vqhps.errors import VqhpsError
-from vqhps.export import ExportConfig, export_bundle
+from vqhps.export import ExportConfig, export_bundle, trace
 from vqhps.models.backbones import create_backbone
 from vqhps.models.blazepose import _COCO17, BlazePose, HeatMaps, _DepthwiseConv
 from vqhps.models.first_guess import disturbed, either_way, keypoint_loss
@@ -188,6 +189,23 @@ def test_of_two_views_the_surer_one_counts() -> None:
     torch.testing.assert_close(either_way(found, mirrored)[0, 9], found[0, 9], atol=5e-3, rtol=0)
     found[0, 9, 2] = mirrored[0, 10, 2] = -1000.0  # neither is sure: the middle
     torch.testing.assert_close(either_way(found, mirrored)[0, 9, :2], torch.tensor([0.4, 0.3]))
+
+
+class EitherWay(torch.nn.Module):
+    def forward(self, both: torch.Tensor) -> torch.Tensor:
+        return either_way(both[:, :17], both[:, 17:])
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+def test_unsure_points_stay_finite_in_onnx_runtime(tmp_path: Path) -> None:
+    """Its sigmoid gives 0 where torch's does not yet."""
+    both = torch.zeros(2, 34, 4)
+    both[..., 2] = torch.tensor([-19.0, -200.0])[:, None]
+    both[:, 17:, 0] = -1.0
+    trace(EitherWay(), {"both": both}, ("found",), tmp_path / "a.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"both": both.numpy()})
+    np.testing.assert_allclose(found, EitherWay()(both), atol=1e-5)
+    np.testing.assert_allclose(found[..., 0], 0.5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
