@@ -1,4 +1,4 @@
-"""What README and documentation promise: their commands parse, their links lead somewhere, their pages are in the menu."""
+"""README and documentation: their commands parse, their links lead somewhere, their pages are in the menu."""
 
 import re
 import shlex
