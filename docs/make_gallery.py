@@ -1,7 +1,7 @@
 """Remake the pictures of the gallery: `python docs/make_gallery.py --test FOLDER`, with the environment of `make test`.
 
 FOLDER holds the rendered test people (`vqhps prepare synthetic --split test --count 2048 --seed 1`). Of its first 256
-those are drawn whose errors are nearest to some quantiles: nobody chooses the good ones. Prints what each picture shows.
+those are drawn whose errors are nearest to some quantiles: nobody chooses good ones. Prints what each picture shows.
 """
 
 import argparse
