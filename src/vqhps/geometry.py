@@ -121,7 +121,8 @@ def full_translation(camera: Array, center: Array, size: Array, focal: Array, pr
 
     Args:
         camera: (B, 3) `(s, tx, ty)`.
-        center, size: crop in px, (B, 2) and (B,).
+        center: (B, 2) px, of the crops.
+        size: (B,) px, their sides.
         focal: (B,) px.
         principal: (B, 2) px.
 
