@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -143,9 +143,9 @@ def predict_segments(
         raise VqhpsError(f"the focal length must be a positive number of pixels, got {focal}")
     running: deque[tuple[Segment, Future[Table]]] = deque()
     workers = max(1, min(available_cores(), 4))
-    pool = ThreadPoolExecutor(workers)
+    pool, reader = ThreadPoolExecutor(workers), prefetch(frames, _AHEAD)
     try:
-        for segment in _segments(predictor, prefetch(frames, _AHEAD), tracker, every, resumed):
+        for segment in _segments(predictor, reader, tracker, every, resumed):
             running.append((segment, pool.submit(_bodies, predictor.bundle, segment, focal, keep_vertices)))
             if len(running) > workers:
                 done, future = running.popleft()
@@ -154,10 +154,11 @@ def predict_segments(
             done, future = running.popleft()
             yield done, future.result()
     finally:
+        reader.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prefetch(items: Iterable[Item], ahead: int) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
     """The same items, made in a thread of their own, at most `ahead` before they are asked for."""
     line: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
     stopped = threading.Event()
@@ -237,11 +238,8 @@ def _segment(frames: list[Frame], begin: list[Track], tracker: Tracker, end: flo
         for offset, frame in enumerate(frames):
             share = (frame.time - track.time) / max(end - track.time, 1e-6)
             if goal is not None:
-                box, score = (
-                    track.box + share * (goal.box - track.box),
-                    track.score + share * (goal.score - track.score),
-                )
-                people.append((offset, person, box, score))
+                box = track.box + share * (goal.box - track.box)
+                people.append((offset, person, box, track.score + share * (goal.score - track.score)))
             elif share < 0.5:  # lost at the next look: nobody knows when, so half way
                 people.append((offset, person, track.box, track.score))
     height, width = frames[0].image.shape[:2]

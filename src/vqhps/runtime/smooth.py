@@ -20,7 +20,8 @@ Smoothing = Literal["average", "one-euro", "none"]
 WINDOW = 10
 """Frames of the moving average (Fiche et al., ECCV 2024); nothing is carried over a longer gap."""
 
-_MIN_CUTOFF, _BETA, _SPEED_CUTOFF = 1.5, 5.0, 1.0  # Hz, Hz per m/s (or rad/s), Hz: Casiez et al., CHI 2012
+_MIN_CUTOFF, _SPEED_CUTOFF = 1.5, 1.0  # Hz: Casiez et al., CHI 2012
+_BETA, _BETA_TURN = 5.0, 1.0  # Hz per m/s, Hz per rad/s
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class _Filtered:
             turning = name == "rotation"
             moved = _turn(self.raw[name], value) if turning else value - self.raw[name]
             speeds[name] = self.speeds[name] + _share(_SPEED_CUTOFF, step) * (moved / step - self.speeds[name])
-            cutoff = _MIN_CUTOFF + _BETA * np.linalg.norm(speeds[name], axis=-1, keepdims=True)
+            cutoff = _MIN_CUTOFF + (_BETA_TURN if turning else _BETA) * np.linalg.norm(speeds[name], axis=-1, keepdims=True)
             share = _share(cutoff, step)
             if turning:
                 values[name] = self.values[name] @ cv2.Rodrigues(share * _turn(self.values[name], value))[0]

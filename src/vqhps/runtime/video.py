@@ -168,9 +168,8 @@ class VideoFile:
                     frames = packet.decode()
                 except av.FFmpegError:
                     damaged += 1
-                yield from (
-                    (frame, float(stream.sample_aspect_ratio or 1)) for frame in frames if frame.width and frame.height
-                )
+                ratio = float(stream.sample_aspect_ratio or 1)
+                yield from ((frame, ratio) for frame in frames if frame.width and frame.height)
             if damaged:
                 self.notes.append(f"{self._path} is damaged in {damaged} places: what could be decoded is used")
 
