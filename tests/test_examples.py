@@ -79,3 +79,25 @@ def test_shipped_recipes_fit_their_settings():
     assert len(recipes) >= 3
     for path in recipes:
         load_yaml(TokenizerTrainingConfig if "tokenizer" in path.stem else ImageTrainingConfig, path)
+
+
+def test_follow_video(tmp_path):
+    import numpy as np
+
+    from moving_people import encode
+    from vqhps.runtime import download
+
+    try:
+        download.blazepose_models()
+    except download.DownloadError as error:
+        pytest.skip(f"the models are not cached and cannot be fetched here: {error}")
+    astronaut = data.astronaut()
+    frames = [np.ascontiguousarray(np.roll(astronaut, 4 * i, axis=1)[:, 40:]) for i in range(8)]
+    clip = encode(tmp_path / "clip.mp4", frames, fps=4, codec="libx264")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    arguments = [sys.executable, str(ROOT / "examples/follow_video.py"), str(clip)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"[01]\.\d s: person 0 \d+\.\d m away", line) for line in lines)

@@ -24,6 +24,7 @@ from vqhps.cli_train import (
     TrainImageModel,
     TrainTokenizer,
 )
+from vqhps.cli_video import Video
 from vqhps.errors import VqhpsError
 
 Box = tuple[float, float, float, float]
@@ -181,6 +182,7 @@ class BenchTokenizer:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
+    "video": Video,
     "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,

@@ -170,10 +170,16 @@ def fit_rotation(source: Array, target: Array, weight: Array | None = None) -> A
     share = share / xp.sum(share)
     x = source - xp.sum(share * source, axis=1, keepdims=True)
     y = target - xp.sum(share * target, axis=1, keepdims=True)
-    u, _, vh = xp.linalg.svd(xp.matrix_transpose(share * y) @ x, full_matrices=False)
+    return nearest_rotation(xp.matrix_transpose(share * y) @ x)
+
+
+def nearest_rotation(matrix: Array) -> Array:
+    """Rotations (..., 3, 3) nearest to matrices in the Frobenius norm; of a mean of rotations: their chordal mean."""
+    xp = array_namespace(matrix)
+    u, _, vh = xp.linalg.svd(matrix, full_matrices=False)
     sign = xp.sign(xp.linalg.det(u @ vh))
     flip = xp.stack([xp.ones_like(sign), xp.ones_like(sign), sign], axis=-1)
-    return (u * flip[:, None, :]) @ vh
+    return (u * flip[..., None, :]) @ vh
 
 
 def ray_rotation(center: Array, focal: Array, principal: Array) -> Array:

@@ -299,6 +299,13 @@ class BlazePoseDetector:
         landmarks = self._look(image, roi_from_box(box))
         return _detection(landmarks, box, landmarks.presence)
 
+    def follow(self, image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Detection | None:
+        """The person near a box (xyxy px), without detection, in the box they fill now; `None` if there is nobody."""
+        landmarks = self._look(image, roi_from_box(box))
+        detection = _detection(landmarks, visible_box(landmarks, image), landmarks.presence)
+        whole = (detection.box[2:] - detection.box[:2] > 1).all()
+        return detection if whole and landmarks.presence >= self.score_threshold else None
+
     def _look(self, image: UInt8[np.ndarray, "H W 3"], roi: Roi) -> Landmarks:
         """Run the landmark model; if unsure, once more where its points put the person, and keep the surer look."""
         first = self._landmark(image, roi)
