@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
@@ -81,23 +82,12 @@ def test_shipped_recipes_fit_their_settings():
         load_yaml(TokenizerTrainingConfig if "tokenizer" in path.stem else ImageTrainingConfig, path)
 
 
-def test_follow_video(tmp_path):
-    import numpy as np
-
+def test_follow_video(detector, tmp_path):
     from moving_people import encode
-    from vqhps.runtime import download
 
-    try:
-        download.blazepose_models()
-    except download.DownloadError as error:
-        pytest.skip(f"the models are not cached and cannot be fetched here: {error}")
     astronaut = data.astronaut()
     frames = [np.ascontiguousarray(np.roll(astronaut, 4 * i, axis=1)[:, 40:]) for i in range(8)]
-    clip = encode(tmp_path / "clip.mp4", frames, fps=4, codec="libx264")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    arguments = [sys.executable, str(ROOT / "examples/follow_video.py"), str(clip)]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    assert all(re.fullmatch(r"[01]\.\d s: person 0 \d+\.\d m away", line) for line in lines)
+    encode(tmp_path / "clip.mp4", frames, fps=4, codec="libx264")
+    lines = run("follow_video.py", tmp_path).splitlines()
+    assert len(lines) == 8
+    assert all(re.fullmatch(r"[01]\.\d\d s: person 0 is \d+\.\d m away", line) for line in lines)
