@@ -14,7 +14,7 @@ from vqhps.body.anny import anny_body
 from vqhps.data.synthetic.camera import Camera
 from vqhps.data.synthetic.character import Character, Mesh, draw_outfit
 from vqhps.data.synthetic.light import Panorama, load_panoramas
-from vqhps.data.synthetic.motion import JOIN, RATE, Motion, Track, fold, load_motions, on_the_ground
+from vqhps.data.synthetic.motion import JOIN, RATE, Motion, Track, fold, joint_speed, load_motions, on_the_ground
 from vqhps.data.synthetic.scene import split_shapes
 from vqhps.data.synthetic.split import Split
 from vqhps.data.synthetic.wardrobe import Wardrobe, load_wardrobe, rest_bodies
@@ -24,9 +24,19 @@ EYE_HEIGHT = 1.5  # metres: of the camera
 _BODY = 1.72  # metres: a usual height, from which shares of the frame become distances
 _NEAREST, _FARTHEST = 0.72, 0.38  # shares of the frame's height that a usual body takes
 _LANES = (0.74, 0.57, 0.44)  # the same, of people who walk past each other
-_LONGEST = 5.0  # seconds: of a sequence, before it is played back
+_LONGEST = 4.0  # seconds: of a sequence, before it is played back
 _STRAIGHT, _WALK = 0.95, 3.0  # a walk covers so much of its path as the crow flies, and so many metres
+_FASTEST = 1.6  # m/s: of a walk
+_LIVELY = 0.5  # m/s: mean speed of the joints from which somebody moves and does not just stand
 _HEADINGS = 24
+
+
+_OPEN = frozenset({
+    "autoshop_01", "blocky_photo_studio", "city", "dancing_hall", "dawn", "drachenfels_cellar", "hall",
+    "kloppenheim_05", "leadenhall_market", "modern_buildings_2", "narrow_moonlit_road", "night", "noon_grass", "park",
+    "st_peters_square_night", "sunrise", "sunset", "venice", "vestibule", "warehouse",
+})  # fmt: skip
+"""Panoramas with some metres of open ground all around, on which people can stand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +75,8 @@ def load_props(data_root: Path, split: Split) -> Props:
     Raises:
         VqhpsError: something is missing in `data_root`.
     """
-    wardrobe, panoramas = load_wardrobe(data_root, split), load_panoramas(data_root, split)
+    wardrobe = load_wardrobe(data_root, split)
+    panoramas = [p for p in load_panoramas(data_root, split) if p.name in _OPEN]
     return Props(wardrobe, panoramas, load_motions(data_root, split), split_shapes(split))
 
 
@@ -130,22 +141,21 @@ def _sole(character: Character, body: int) -> float:
 
 def _is_walk(motion: Motion) -> bool:
     ground = motion.root[:, ::2]
-    path = np.linalg.norm(np.diff(ground, axis=0), axis=1).sum()
-    return bool(np.linalg.norm(ground[-1] - ground[0]) > max(_STRAIGHT * path, _WALK))
+    path, gone = np.linalg.norm(np.diff(ground, axis=0), axis=1).sum(), np.linalg.norm(ground[-1] - ground[0])
+    return bool(gone > max(_STRAIGHT * path, _WALK) and gone < _FASTEST * motion.seconds)
 
 
-def _stay(
-    motions: list[Motion], camera: Camera, person: _Person, seconds: float, rng: np.random.Generator
-) -> Track:
+def _stay(motions: list[Motion], camera: Camera, person: _Person, seconds: float, rng: np.random.Generator) -> Track:
     """Sequences in random order around one place, each turned such that it stays in view."""
     focal, size = camera.intrinsics[0, 0], camera.size
     near, far = (_distance(share, focal, size) for share in (_NEAREST, _FARTHEST))
     home = np.array([0.0, 0.0, -0.7 * near - 0.3 * far])
+    lively = [m for m in motions if joint_speed(m) > _LIVELY]
     chosen: list[Motion] = []
     total = 0.0
     while total < seconds:
-        for k in rng.permutation(len(motions)):
-            whole = motions[k]
+        for k in rng.permutation(len(lively)):
+            whole = lively[k]
             first = int(rng.integers(max(1, len(whole.root) - int(_LONGEST * RATE))))
             motion = on_the_ground(whole.part(first, first + int(_LONGEST * RATE)), *person)
             start = motion.at(fold(0.0, motion.seconds))[1] * [1, 0, 1]

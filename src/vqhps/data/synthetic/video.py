@@ -1,7 +1,7 @@
 """`vqhps prepare synthetic-video`: a rendered video of moving people with its truth, to measure video prediction with.
 
-`clip-{people}-{seed}.mp4` (H.264) comes with `clip-{people}-{seed}.truth.npz` of plain arrays. Rows are sorted by frame,
-then person; who is wholly outside of the frame has no row:
+`clip-{people}-{seed}.mp4` (H.264) comes with `clip-{people}-{seed}.truth.npz` of plain arrays. Rows are sorted by
+frame, then person; who is wholly outside of the frame has no row:
 
     frame        (N,)      int32     number of the frame
     time         (N,)      float64   seconds since the first
@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from vqhps.data.synthetic.camera import Camera, bounds
+from vqhps.data.synthetic.camera import bounds
 from vqhps.data.synthetic.motion import fold
 from vqhps.data.synthetic.prepare import check_settings
 from vqhps.data.synthetic.renderer import Lighting, Renderer, background, eight_bits, render
@@ -96,7 +96,9 @@ class VideoSettings:
         if min(self.size) < 32 or any(side % 2 for side in self.size):
             raise VqhpsError(f"size is {self.size[0]} x {self.size[1]}; both must be even and 32 or more")
         if min(self.rendered, self.fps, self.repeat) < 1 or self.seed < 0:
-            raise VqhpsError(f"seconds {self.seconds}, fps {self.fps}, repeat {self.repeat}, seed {self.seed}: too small")
+            raise VqhpsError(
+                f"seconds {self.seconds}, fps {self.fps}, repeat {self.repeat}, seed {self.seed}: too small"
+            )
 
 
 def prepare_synthetic_video(out_dir: Path, data_root: Path, split: Split, settings: VideoSettings) -> Path:
@@ -142,7 +144,9 @@ def _check_kept(truth: Path, settings: VideoSettings) -> None:
     with np.load(truth, allow_pickle=False) as table:
         have = (int(table["frames"]), *table["size"].tolist(), int(table["fps"]))
     if have != wanted:
-        raise VqhpsError(f"{truth} has frames, width, height, fps {have}, not {wanted}: remove it, or use another folder")
+        raise VqhpsError(
+            f"{truth} has frames, width, height, fps {have}, not {wanted}: remove it, or use another folder"
+        )
 
 
 @contextlib.contextmanager
