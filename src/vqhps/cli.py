@@ -13,13 +13,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vqhps.cli_prepare import Prepare3dpw, PrepareAmass, PrepareEmdb, PrepareSynthetic, bedlam_format
+from vqhps.cli_prepare import (
+    Prepare3dpw,
+    PrepareAmass,
+    PrepareEmdb,
+    PrepareSynthetic,
+    PrepareSyntheticVideo,
+    bedlam_format,
+)
 from vqhps.cli_train import (
     BenchModel,
     Convert,
     Evaluate,
     EvaluatePredictions,
     EvaluateRateDistortion,
+    EvaluateVideo,
     Export,
     TrainImageModel,
     TrainTokenizer,
@@ -189,6 +197,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "evaluate predictions": EvaluatePredictions,
     "evaluate rate-distortion": EvaluateRateDistortion,
+    "evaluate video": EvaluateVideo,
     "prepare 3dpw": Prepare3dpw,
     "prepare emdb": PrepareEmdb,
     "prepare coco": bedlam_format("coco", "COCO (coco.npz)"),
@@ -198,6 +207,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare bedlam": bedlam_format("bedlam", "BEDLAM (every .npz under the root)"),
     "prepare amass": PrepareAmass,
     "prepare synthetic": PrepareSynthetic,
+    "prepare synthetic-video": PrepareSyntheticVideo,
     "convert": Convert,
     "export": Export,
     "download": Download,
