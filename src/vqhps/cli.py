@@ -150,20 +150,24 @@ class Download:
 
 @dataclass
 class BenchPredict:
-    """Time a prediction: milliseconds of each stage, median of the runs, and peak memory."""
+    """Time a prediction: milliseconds of each stage, median of the runs, and peak memory; frames a second of videos."""
 
     photo: tyro.conf.Positional[Path]
     """A photo with people."""
+    videos: tuple[Path, ...] = ()
+    """Videos to follow the people of, once each, without overlay."""
     runs: int = 20
-    """Repetitions."""
+    """Repetitions of the photo."""
     bundle: Path | None = None
     """Folder of another model."""
 
     def run(self) -> int:
         """Print the timings as JSON."""
-        from vqhps.runtime.bench import bench_predict
+        from vqhps.runtime.bench import bench_predict, bench_video
 
-        print(json.dumps(bench_predict(self.photo, self.runs, self.bundle), indent=1))
+        report: dict[str, Any] = {**bench_predict(self.photo, self.runs, self.bundle)}
+        report |= {video.name: bench_video(video, self.bundle) for video in self.videos}
+        print(json.dumps(report, indent=1))
         return 0
 
 
