@@ -141,7 +141,8 @@ def motion_errors(
     true: People, found: People, matches: Matches, counted: Bool[np.ndarray, "N"]
 ) -> tuple[Float[np.ndarray, "N"], dict[str, Float[np.ndarray, "N"]], dict[str, float | None]]:
     """Of each row of the truth the number of its prediction (-1: none) and the errors; and the lags."""
-    number = np.where(matches.found >= 0, found.tracks.person[matches.found], -1).astype(float)
+    number = np.full(len(counted), -1.0)
+    number[matches.found >= 0] = found.tracks.person[matches.found[matches.found >= 0]]
     rows = np.flatnonzero(counted & (matches.found >= 0))
     rows = rows[np.lexsort([true.tracks.frame[rows], true.tracks.person[rows]])]  # person after person
     frame, who = true.tracks.frame[rows], true.tracks.person[rows]
