@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vqhps.cli_app import App
 from vqhps.cli_prepare import Prepare3dpw, PrepareAmass, PrepareEmdb, PrepareSynthetic, bedlam_format
 from vqhps.cli_train import (
     BenchModel,
@@ -181,6 +182,7 @@ class BenchTokenizer:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
+    "app": App,
     "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,
