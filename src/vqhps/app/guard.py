@@ -61,7 +61,9 @@ class Guard:
                 await _refuse(send, 400)
                 return
             receive = _again(body, receive)
-        await self._app(scope, receive, _with_headers(send, no_store=not scope["path"].startswith(("/static/", "/assets/"))))
+        await self._app(
+            scope, receive, _with_headers(send, no_store=not scope["path"].startswith(("/static/", "/assets/")))
+        )
 
     def _is_ours(self, path: object) -> bool:
         try:

@@ -22,8 +22,9 @@ CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
 .vqhps-note {margin: 0; padding: .6rem .8rem; border-radius: 8px; background: var(--background-fill-secondary)}
 .vqhps-error {margin: 0; padding: .6rem .8rem; border-radius: 8px; background: #fdecea; color: #8c1d18}
-.vqhps-table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums}
-.vqhps-table th, .vqhps-table td {text-align: left; padding: .25rem .8rem .25rem 0; border: 0}
+.vqhps-table {border-collapse: collapse; width: 100%; margin: 0 0 .8rem; font-variant-numeric: tabular-nums}
+.vqhps-table, .vqhps-table tr, .vqhps-table th, .vqhps-table td {border: 0 !important; text-align: left}
+.vqhps-table th, .vqhps-table td {padding: .25rem .8rem .25rem 0 !important; width: 33%}
 .vqhps-table th {font-weight: 600}
 .vqhps-dot {display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em}
 """
@@ -34,27 +35,21 @@ and what comes out is deleted when you close this page, at the latest after an h
 
 def build(worker: Worker, sessions: Sessions) -> gr.Blocks:
     """The page as gradio's `Blocks`, not yet served."""
-    limits = worker.limits
     with gr.Blocks(title="vqhps", analytics_enabled=False, delete_cache=(60, _KEPT)) as page:
         gr.Markdown(_INTRO)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 photo = gr.File(label="Photo", file_types=_ENDINGS, type="filepath", height=150, elem_id="photo")
-                focal = gr.Number(
-                    label="Focal length, px (optional)", info="Else from the photo's EXIF, else a guess.", elem_id="focal"
-                )
+                focal = gr.Number(label="Focal length, px", placeholder="optional: from EXIF, else a guess", elem_id="focal")
                 again = gr.Button("Find people", variant="primary", elem_id="find")
-                status = gr.HTML(_note(_limits_text(limits)), elem_id="status")
-            with gr.Column(scale=3, min_width=300, visible=False, elem_id="results") as results:
-                overlay = gr.Image(label="Over the photo", type="filepath", interactive=False, elem_id="overlay")
-                model = gr.Model3D(
-                    label="In 3D: drag to turn, scroll or pinch to zoom", clear_color=(1, 1, 1, 1), height=420,
-                    interactive=False, elem_id="model",
-                )  # fmt: skip
-                people = gr.HTML(elem_id="people")
+                status = gr.HTML(_note(_limits_text(worker.limits)), elem_id="status", padding=False)
+            with gr.Column(scale=3, min_width=300, visible=False) as results:
+                overlay = gr.Image(label="Over the photo", interactive=False, buttons=["fullscreen"], elem_id="overlay")
+                model = gr.Model3D(label="In 3D: drag to turn, scroll or pinch to zoom", height=420, elem_id="model")
+                people = gr.HTML(elem_id="people", padding=False)
                 files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="files")
-
-        outputs = [status, results, overlay, model, people, files]
+        shown = gr.State()
+        outputs = [status, results, overlay, shown, people, files]
 
         def find(path: str | None, given: float | None, request: gr.Request) -> tuple[Any, ...]:
             return _answer(worker, sessions, path, given, str(request.session_hash))
@@ -62,10 +57,11 @@ def build(worker: Worker, sessions: Sessions) -> gr.Blocks:
         def close(request: gr.Request) -> None:
             sessions.close(str(request.session_hash))
 
-        gr.on(
+        found = gr.on(
             [photo.upload, again.click], find, [photo, focal], outputs,
             concurrency_limit=1, concurrency_id="model", api_visibility="private",
         )  # fmt: skip
+        found.then(lambda path: path, shown, model, show_progress="hidden", api_visibility="private")
         page.unload(close)
     return page
 

@@ -58,6 +58,7 @@ def _keep_private(root: Path) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
     tempfile.tempdir = str(root)  # uploads that are broken off
 
 
@@ -71,7 +72,9 @@ def _check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise VqhpsError(f"cannot listen on {host} port {port} ({error.strerror}): choose others with --host, --port") from error
+        raise VqhpsError(
+            f"cannot listen on {host} port {port} ({error.strerror}): choose others with --host, --port"
+        ) from error
 
 
 def _launch(page: Any, root: Path, host: str, port: int, limits: Limits) -> str:

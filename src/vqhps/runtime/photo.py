@@ -78,9 +78,7 @@ def _known(formats: Sequence[str]) -> list[str]:
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise VqhpsError(
-            f"{path} has {width} x {height} pixels, more than {max_pixels / 1e6:g} million: scale it down"
-        )
+        raise VqhpsError(f"{path} has {width} x {height} pixels, more than {max_pixels / 1e6:g} million: scale it down")
     if min(width, height) < MIN_SIDE:
         raise VqhpsError(
             f"{path} has {width} x {height} pixels: too small, at least {MIN_SIDE} x {MIN_SIDE} are needed"
