@@ -16,6 +16,7 @@ from vqhps.errors import VqhpsError
 logger = logging.getLogger(__name__)
 
 _ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"]
+_FAR = 2.7  # radii from the centre a sphere just fills the 3D view, which spans 0.8 rad
 _KEPT = 3600  # s: files go after this time even if their page stays open
 
 CSS = """
@@ -26,6 +27,7 @@ CSS = """
 .vqhps-table, .vqhps-table tr, .vqhps-table th, .vqhps-table td {border: 0 !important; text-align: left}
 .vqhps-table th, .vqhps-table td {padding: .25rem .8rem .25rem 0 !important; width: 33%}
 .vqhps-table th {font-weight: 600}
+#files .label-clear-button {display: none}
 .vqhps-dot {display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em}
 """
 _INTRO = """# Bodies of people in photos
@@ -40,18 +42,23 @@ def build(worker: Worker, sessions: Sessions) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 photo = gr.File(label="Photo", file_types=_ENDINGS, type="filepath", height=150, elem_id="photo")
-                focal = gr.Number(label="Focal length, px", placeholder="optional: from EXIF, else a guess", elem_id="focal")
+                focal = gr.Textbox(
+                    label="Focal length, px",
+                    placeholder="optional: from EXIF, else a guess",
+                    max_length=12,
+                    elem_id="focal",
+                )
                 again = gr.Button("Find people", variant="primary", elem_id="find")
                 status = gr.HTML(_note(_limits_text(worker.limits)), elem_id="status", padding=False)
             with gr.Column(scale=3, min_width=300, visible=False) as results:
                 overlay = gr.Image(label="Over the photo", interactive=False, buttons=["fullscreen"], elem_id="overlay")
-                model = gr.Model3D(label="In 3D: drag to turn, scroll or pinch to zoom", height=420, elem_id="model")
+                model = gr.Model3D(label="In 3D: drag to turn", height=420, elem_id="model")
                 people = gr.HTML(elem_id="people", padding=False)
                 files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="files")
-        shown = gr.State()
-        outputs = [status, results, overlay, shown, people, files]
+        drawn = gr.State()
+        outputs = [status, results, overlay, drawn, people, files]
 
-        def find(path: str | None, given: float | None, request: gr.Request) -> tuple[Any, ...]:
+        def find(path: str | None, given: str, request: gr.Request) -> tuple[Any, ...]:
             return _answer(worker, sessions, path, given, str(request.session_hash))
 
         def close(request: gr.Request) -> None:
@@ -61,19 +68,20 @@ def build(worker: Worker, sessions: Sessions) -> gr.Blocks:
             [photo.upload, again.click], find, [photo, focal], outputs,
             concurrency_limit=1, concurrency_id="model", api_visibility="private",
         )  # fmt: skip
-        found.then(lambda path: path, shown, model, show_progress="hidden", api_visibility="private")
+        # a step of its own: set together with the others, the 3D view loses its value while its code still loads
+        found.then(_in_3d, drawn, model, show_progress="hidden", api_visibility="private")
         page.unload(close)
     return page
 
 
-def _answer(worker: Worker, sessions: Sessions, path: str | None, focal: float | None, session: str) -> tuple[Any, ...]:
+def _answer(worker: Worker, sessions: Sessions, path: str | None, focal: str, session: str) -> tuple[Any, ...]:
     """New values of all outputs: a result, or one line on why there is none."""
     try:
         if path is None:
             raise VqhpsError("give a photo first")
         folder = sessions.begin(session, Path(path))
         try:
-            result = worker.photo(Path(path), focal, folder)
+            result = worker.photo(Path(path), _number(focal), folder)
         finally:
             sessions.finish(session, folder)
         return _shown(result)
@@ -84,12 +92,27 @@ def _answer(worker: Worker, sessions: Sessions, path: str | None, focal: float |
         return _refused("something went wrong here, not with your photo; whoever runs this page finds it in the log")
 
 
+def _number(focal: str) -> float | None:
+    try:
+        return float(focal.replace(",", ".")) if focal.strip() else None
+    except ValueError:
+        raise VqhpsError(f"the focal length must be a number of pixels, got {focal}") from None
+
+
 def _shown(result: Result) -> tuple[Any, ...]:
     count = "1 person" if len(result.people) == 1 else f"{len(result.people)} people"
     seconds = sum(result.times.values()) / 1000
     status = _note(f"{count} in {seconds:.1f} s. The focal length of {result.focal:.0f} px is {result.focal_from}.")
     files = [str(file) for file in result.files]
-    return status, gr.update(visible=True), str(result.overlay), str(result.model), _tables(result), files
+    scene = (str(result.model), result.radius)
+    return status, gr.update(visible=True), str(result.overlay), scene, _tables(result), files
+
+
+def _in_3d(scene: tuple[str, float] | None) -> Any:
+    """The 3D view of a file, from where all within a radius in m is seen."""
+    if scene is None:
+        return None
+    return gr.update(value=scene[0], camera_position=(None, None, _FAR * scene[1]))
 
 
 def _refused(message: str) -> tuple[Any, ...]:

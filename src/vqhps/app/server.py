@@ -34,10 +34,10 @@ def serve(host: str, port: int, open_browser: bool, bundle: Path | None = None, 
         VqhpsError: the model cannot be loaded, or the address not be listened on.
     """
     _check_address(host, port)
-    worker = Worker(bundle, limits)
     with tempfile.TemporaryDirectory(prefix="vqhps-app-", ignore_cleanup_errors=True) as folder:
         root = Path(folder).resolve()
         _keep_private(root)
+        worker = Worker(bundle, limits)
         from vqhps.app.page import build
 
         page = build(worker, Sessions(root))
@@ -53,11 +53,11 @@ def serve(host: str, port: int, open_browser: bool, bundle: Path | None = None, 
 
 
 def _keep_private(root: Path) -> None:
-    """Make gradio write nothing outside `root` and report nothing to anybody; it reads these when it is loaded."""
+    """Let libraries write below `root` only and report nothing to anybody; they read these when they are loaded."""
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["DO_NOT_TRACK"] = "1"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
     tempfile.tempdir = str(root)  # uploads that are broken off
 

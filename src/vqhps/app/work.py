@@ -67,6 +67,7 @@ class Result:
         people: best first.
         overlay: JPEG of the photo with the meshes, at most 1600 px.
         model: GLB of all people together.
+        radius: m, of a sphere around all of them.
         files: to download: a zip of everything, then the GLB of each person.
         times: stage and ms, in order.
         focal: px.
@@ -76,6 +77,7 @@ class Result:
     people: tuple[Person, ...]
     overlay: Path
     model: Path
+    radius: float
     files: tuple[Path, ...]
     times: dict[str, float]
     focal: float
@@ -174,7 +176,9 @@ class Worker:
         archive = _write_zip(out / f"{path.stem}.zip", [out / f"{path.stem}_overlay.png", *written, model])
         stages.done("writing the files")
         source = "as given" if focal else "from the photo's EXIF" if photo.focal else "a guess"
-        return Result(_rows(people), shown, model, (archive, *glbs), stages.times, people[0].focal, source)
+        return Result(
+            _rows(people), shown, model, _radius(people), (archive, *glbs), stages.times, people[0].focal, source
+        )
 
     def _find(self, image: np.ndarray) -> list[Detection]:
         """The predictor's detector."""
@@ -192,6 +196,11 @@ def _check_bytes(path: Path, limit: int) -> None:
 
 def _rows(people: Sequence[Prediction]) -> tuple[Person, ...]:
     return tuple(Person(render.person_color(i), p.score, float(p.translation[2])) for i, p in enumerate(people))
+
+
+def _radius(people: Sequence[Prediction]) -> float:
+    points = np.concatenate([person.vertices for person in people])
+    return float(np.linalg.norm(points.max(axis=0) - points.min(axis=0)) / 2)
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -55,7 +55,7 @@ def read_photo(path: Path | str, max_pixels: int = MAX_PIXELS, formats: Sequence
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large and oddly tagged files; both are dealt with here
             with Image.open(path, formats=None if formats is None else _known(formats)) as opened:
-                _check_size(path, *opened.size, max_pixels)
+                _check_size(path, opened.size, max_pixels)
                 return Photo(_to_rgb(ImageOps.exif_transpose(opened)), _focal(opened))
     except VqhpsError:
         raise
@@ -76,7 +76,8 @@ def _known(formats: Sequence[str]) -> list[str]:
     return [name for name in formats if name in Image.OPEN]
 
 
-def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise VqhpsError(f"{path} has {width} x {height} pixels, more than {max_pixels / 1e6:g} million: scale it down")
     if min(width, height) < MIN_SIDE:
