@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vqhps.cli_app import App
 from vqhps.cli_prepare import (
     Prepare3dpw,
     PrepareAmass,
@@ -195,6 +196,7 @@ class BenchTokenizer:
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
     "video": Video,
+    "app": App,
     "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,

@@ -59,8 +59,8 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
     arrays = (points, vertex_normals(points, faces), faces.astype(np.uint32))
     blob = b"".join(array.tobytes() for array in arrays)
     starts = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
-    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-    shine = gltf.PbrMetallicRoughness(baseColorFactor=[*linear.tolist(), 1.0], metallicFactor=0.0, roughnessFactor=0.8)
+    paint = [*linear_light(color).tolist(), 1.0]
+    shine = gltf.PbrMetallicRoughness(baseColorFactor=paint, metallicFactor=0.0, roughnessFactor=0.8)
     targets = (gltf.ARRAY_BUFFER, gltf.ARRAY_BUFFER, gltf.ELEMENT_ARRAY_BUFFER)
     bounds = {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
     attributes = gltf.Attributes(POSITION=0, NORMAL=1)
@@ -85,6 +85,11 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
     content.set_binary_blob(blob)
     with whole_file(path) as temporary:
         temporary.write_bytes(b"".join(content.save_to_bytes()))
+
+
+def linear_light(color: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] as linear light, which glTF wants."""
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
