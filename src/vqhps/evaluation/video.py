@@ -153,7 +153,8 @@ def motion_errors(
     lags: dict[str, float | None] = {}
     for space, (p, q) in {"": (_centred(theirs), _centred(own)), "_camera": (theirs, own)}.items():
         if not space:
-            values |= {"mpjpe_mm": mean_distance_mm(p, q), "pa_mpjpe_mm": aligned_distance_mm(p, q)}
+            aligned = aligned_distance_mm(p, q) if len(p) else np.zeros(0)
+            values |= {"mpjpe_mm": mean_distance_mm(p, q), "pa_mpjpe_mm": aligned}
         values[f"accel{space}_mm"] = _length(_difference(p, run, 2) - _difference(q, run, 2))
         values[f"jitter{space}_mm"] = _length(_difference(p, run, 3))
         values[f"jitter_true{space}_mm"] = _length(_difference(q, run, 3))
