@@ -90,3 +90,22 @@ class PaintDetector:
             box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
             found.append(Detection(box=box, score=0.9))
         return found
+
+
+class Capture:
+    """A webcam that shows blue pictures without end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def isOpened(self) -> bool:
+        return self.number == 0
+
+    def get(self, what: int) -> float:
+        return 30.0
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        return True, np.full((48, 64, 3), (220, 60, 40), np.uint8)  # OpenCV's BGR
+
+    def release(self) -> None:
+        pass

@@ -1,5 +1,7 @@
 """What smoothing does to motion that is known: straight lines, turns, gaps, noise."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def table(frames, positions, angles=None, shapes=None, person=0, fps=25.0) -> Ta
 
 def run(kind: str, *tables: Table) -> dict[str, np.ndarray]:
     parts = list(smooth(tables, kind))
-    assert parts[0].start == 0 and all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
+    assert parts[0].start == 0 and all(a.stop == b.start for a, b in itertools.pairwise(parts))
     assert parts[-1].stop == tables[-1].stop
     return {name: np.concatenate([p.rows[name] for p in parts]) for name in tables[0].rows}
 
@@ -84,7 +86,7 @@ def test_chunks_make_no_difference(kind):
     frames = [f for f in range(60) if f not in (13, 14, 33)]
     whole = table(frames, rng.normal(size=57), rng.normal(size=57), rng.normal(size=57))
     cuts = [0, 4, 5, 18, 40, 41, 60]
-    parts = [whole.part(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [whole.part(a, b) for a, b in itertools.pairwise(cuts)]
     assert sum(len(p.times) for p in parts) == 60
     once, often = run(kind, whole), run(kind, *parts)
     for name in once:
@@ -95,7 +97,8 @@ def test_one_euro_knows_only_the_past_and_follows_fast_motion():
     frames = np.arange(50)
     calm, jump = np.zeros(50), np.where(frames < 30, 0.0, 1.0)
     assert np.array_equal(
-        run("one-euro", table(frames, calm))["translation"][:30], run("one-euro", table(frames, jump))["translation"][:30]
+        run("one-euro", table(frames, calm))["translation"][:30],
+        run("one-euro", table(frames, jump))["translation"][:30],
     )
     assert run("one-euro", table(frames, jump))["translation"][36, 0] > 0.9
     slow = run("one-euro", table(frames, frames * 0.0004))["translation"][:, 0]  # 1 cm/s

@@ -78,7 +78,8 @@ def track_people(
         fps: frames a second of images.
         focal: px; a guess from the size of the frames by default.
     """
-    numbered = (f if isinstance(f, Frame) else Frame(i, i / fps, f) for i, f in enumerate(frames))
+    items: Iterable[Any] = frames
+    numbered = (f if isinstance(f, Frame) else Frame(i, i / fps, f) for i, f in enumerate(items))
     waiting: deque[Frame] = deque()
     size: list[tuple[int, int]] = []
     focals: list[float] = []

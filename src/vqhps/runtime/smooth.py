@@ -104,7 +104,7 @@ def _averaged(table: Table, start: int, stop: int) -> Table:
             chosen = mine[near]
             mixed = {name: np.tensordot(weights, column[chosen], 1) for name, column in spaces.items()}
             mixed["rotation"] = nearest_rotation(mixed["rotation"])  # the chordal mean (Moakher, SIAM J. 2002)
-            _put(rows, row, mixed)
+            _put(rows, int(row), mixed)
     return Table(result.start, result.times, rows)
 
 
@@ -174,7 +174,8 @@ class _Filtered:
             turning = name == "rotation"
             moved = _turn(self.raw[name], value) if turning else value - self.raw[name]
             speeds[name] = self.speeds[name] + _share(_SPEED_CUTOFF, step) * (moved / step - self.speeds[name])
-            cutoff = _MIN_CUTOFF + (_BETA_TURN if turning else _BETA) * np.linalg.norm(speeds[name], axis=-1, keepdims=True)
+            speed = np.linalg.norm(speeds[name], axis=-1, keepdims=True)
+            cutoff = _MIN_CUTOFF + (_BETA_TURN if turning else _BETA) * speed
             share = _share(cutoff, step)
             if turning:
                 values[name] = self.values[name] @ cv2.Rodrigues(share * _turn(self.values[name], value))[0]

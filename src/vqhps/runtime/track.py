@@ -28,7 +28,7 @@ _LEAST = 0.1  # similarity of a detection and a track that may be one person
 _SPREAD, _GROWTH = 0.25, 2.0  # of the size of the person: deviation of a predicted box, and its growth a second
 _REACH = 1.0  # s: how far ahead the motion is believed
 _SAME_POSE = 0.5  # similarity from which two detections are one person
-_BINS = (8, 8)  # of the colours of clothes: the a and b of Lab, in which shadows change little
+_BINS, _SHARES = (8, 8), (0.0, 0.8)  # of the colours of clothes: red and green over all, which shadows leave alone
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Tracker:
         tracker = Tracker()
         tracker._next, tracker._next_key, tracker._time = state["next"], state["next_key"], state["time"]
         tracker._tracks = [
-            Track(**{name: np.array(v) if isinstance(v, list) else v for name, v in track.items()})
+            Track(**{name: np.array(v) if isinstance(v, list) else v for name, v in track.items()})  # type: ignore[arg-type]
             for track in state["tracks"]
         ]
         return tracker
@@ -212,7 +212,7 @@ def assign(similarity: Float[np.ndarray, "T D"]) -> list[tuple[int, int]]:
 
 
 def clothes(image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "64"]:
-    """Colours in the middle half of a box (xyxy px), a histogram over hue and strength with sum 1; flat if outside."""
+    """Colours in the middle half of a box (xyxy px), a histogram of shares of red and green with sum 1; flat if outside."""
     height, width = image.shape[:2]
     quarter = (box[2:] - box[:2]) / 4
     x0, y0 = np.clip(np.floor(box[:2] + quarter), 0, (width, height)).astype(int)
@@ -221,6 +221,11 @@ def clothes(image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> F
     if part.size == 0:
         return np.full(_BINS[0] * _BINS[1], 1 / (_BINS[0] * _BINS[1]))
     step = max(1, min(part.shape[:2]) // 32)
-    lab = cv2.cvtColor(np.ascontiguousarray(part[::step, ::step]), cv2.COLOR_RGB2LAB)
-    counts = cv2.calcHist([lab], [1, 2], None, list(_BINS), [64, 192, 64, 192]).ravel().astype(np.float64)
-    return counts / max(counts.sum(), 1.0)
+    pixels = part[::step, ::step].astype(np.float32) + 1
+    shares = np.clip(pixels[..., :2] / pixels.sum(-1, keepdims=True), *_SHARES)
+    counts = (
+        cv2.calcHist([shares], [0, 1], None, list(_BINS), [_SHARES[0], _SHARES[1] + 1e-3] * 2)
+        .ravel()
+        .astype(np.float64)
+    )
+    return counts / counts.sum()

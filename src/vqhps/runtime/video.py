@@ -123,8 +123,9 @@ class VideoFile:
                 f"or of a format that cannot be read ({_reason(error)})"
             ) from error
         if not container.streams.video:
+            kinds = _kinds(container)
             container.close()
-            raise VqhpsError(f"{self._path} holds no pictures, only {_kinds(container)}: give a video")
+            raise VqhpsError(f"{self._path} holds no pictures, only {kinds}: give a video")
         return container
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
@@ -210,7 +211,8 @@ class ImageSequence:
         if not paths:
             raise VqhpsError(f"{name} holds no images ({', '.join(IMAGES)})")
         self._paths = sorted(paths, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
-        self.name, self.fps, self.total, self.notes = name, fps, len(paths), list[str]()
+        self.name, self.fps, self.notes = name, fps, list[str]()
+        self.total: int | None = len(paths)
         self.stem = self._paths[0].parent.resolve().name or "images"
         changed = [p.stat().st_mtime_ns for p in self._paths]
         self.identity: dict[str, Any] = {"images": [p.name for p in self._paths], "changed": changed, "fps": fps}
