@@ -323,7 +323,7 @@ class BlazePoseDetector:
         if shrink < 1:
             small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         scale = np.array([width / small.shape[1], height / small.shape[0]])
-        parts = []
+        parts: list[Candidates] = []
         for index, view in enumerate(squares):
             if index and len(parts[0].scores) == 1 and filled(view, roi_from_points(*parts[0].points[0, :2])) > _FILLED:
                 continue
