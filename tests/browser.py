@@ -27,7 +27,7 @@ class Visit:
 
 
 @contextlib.contextmanager
-def visit(width: int = 1280, height: int = 900, timeout: float = 120.0) -> Iterator[Visit]:
+def visit(width: int = 1280, height: int = 900, timeout: float = 60.0) -> Iterator[Visit]:
     """Open a blank page; the test is skipped where there is no browser, unless VQHPS_BROWSER names one.
 
     Args:
