@@ -212,7 +212,7 @@ def assign(similarity: Float[np.ndarray, "T D"]) -> list[tuple[int, int]]:
 
 
 def clothes(image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "64"]:
-    """Colours in the middle half of a box (xyxy px): a histogram of shares of red and green, sum 1; flat if outside."""
+    """Shares of red and green in the middle half of a box (xyxy px) as a histogram of sum 1; flat if outside."""
     height, width = image.shape[:2]
     quarter = (box[2:] - box[:2]) / 4
     x0, y0 = np.clip(np.floor(box[:2] + quarter), 0, (width, height)).astype(int)
