@@ -14,9 +14,10 @@ from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader, Subset
 
 from published_people import smpl_file, write_3dpw, write_bedlam_format, write_emdb
+from vqhps.body.named import named_body
 from vqhps.cli import main
 from vqhps.data.augment import AugmentConfig
-from vqhps.data.bodies import mirrored, named_body
+from vqhps.data.bodies import mirrored
 from vqhps.data.crops import CropDataset, crop_rotations, shard_tokens
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from vqhps.body.joints import COCO17_FLIP
 from vqhps.body.model import canonical
+from vqhps.body.named import named_body
 from vqhps.crop import crop_image, crop_matrix
 from vqhps.data.augment import AugmentConfig, augment_image, random_view
-from vqhps.data.bodies import mirrored, named_body
+from vqhps.data.bodies import mirrored
 from vqhps.data.sample import CROP_SCALE, Shards, quiet_opencv, save_table
 from vqhps.errors import VqhpsError
 from vqhps.geometry import full_to_crop, matrix_from_quaternion, ray_rotation

@@ -18,8 +18,8 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from vqhps.body.anny import AnnyBody, anny_body
+from vqhps.body.named import named_body
 from vqhps.body.smpl import SMPLBody
-from vqhps.data.bodies import named_body
 from vqhps.data.crops import crop_keypoints, crop_rotations, plain_crops
 from vqhps.data.sample import CROP_SCALE, Shards
 from vqhps.errors import VqhpsError
