@@ -29,6 +29,8 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
         raise VqhpsError(f"{where}: expected a mapping of settings, got {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
+    if hasattr(cls, "types_of"):  # fields whose type other values choose
+        hints |= cls.types_of(values)
     for key in values:
         if key not in fields:
             raise VqhpsError(f"{where}: unknown key '{key}'; known are {', '.join(fields)}")
