@@ -140,8 +140,8 @@ def test_evaluation_on_people_of_two_bodies(tmp_path: Path, bodies: Path, capsys
         answer.append(body.forward(pose, torch.from_numpy(sample.shape)[None])[0].numpy() @ turned[row].T)
 
     def model(off: float, count: int = 6890) -> Any:
-        def run(crops: np.ndarray) -> Bodies:
-            assert crops.shape == (8, 64, 64, 3)
+        def run(crops: np.ndarray, places: np.ndarray) -> Bodies:
+            assert crops.shape == (8, 64, 64, 3) and np.isfinite(places).all()
             vertices = np.stack(answer)[:, :count]
             vertices[:, ::10] += np.array([0.6, 0.8, 0]) * off
             return Bodies(vertices, vertices[:, :17], np.tile([1.0, 0, 0], (8, 1)))
