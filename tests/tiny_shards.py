@@ -1,5 +1,6 @@
 """A tiny body, tokenizer and shards of painted capsules, for tests of the data path and of training."""
 
+import functools
 import io
 import tarfile
 from dataclasses import dataclass, field
@@ -28,6 +29,12 @@ class TinyBody:
     shape_names: tuple[str, ...] = tuple("abcdef")
     template: np.ndarray = field(default_factory=lambda: tiny_mesh()[0])
     faces: np.ndarray = field(default_factory=lambda: tiny_mesh()[1])
+
+    @functools.cached_property
+    def joint_regressors(self) -> dict[str, np.ndarray]:
+        """Those of its tokenizer."""
+        tokenizer = symmetric_tokenizer()
+        return {name: tokenizer.regressor(name).numpy() for name in ("coco17", "h36m17")}
 
     def sample_shape(self, count: int, rng: np.random.Generator, children: bool = False) -> np.ndarray:
         """Any."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vqhps.cli_prepare import Prepare3dpw, PrepareAmass, PrepareEmdb, PrepareSynthetic, bedlam_format
+from vqhps.cli_study import StudyScarce
 from vqhps.cli_train import (
     BenchModel,
     Convert,
@@ -196,6 +197,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare bedlam": bedlam_format("bedlam", "BEDLAM (every .npz under the root)"),
     "prepare amass": PrepareAmass,
     "prepare synthetic": PrepareSynthetic,
+    "study scarce": StudyScarce,
     "convert": Convert,
     "export": Export,
     "download": Download,

@@ -5,6 +5,7 @@ is done is skipped, and a run in the middle resumes exactly.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 from dataclasses import dataclass
@@ -225,9 +226,8 @@ class Study:
             else:
                 labels = BodyLabels(self.test).of(part, 0 * part)
                 rotation = torch.from_numpy(crop_rotations(self.test)[part])
-                vertices = rotate(
-                    rotation, posed_bodies(*(torch.from_numpy(labels[n]) for n in ("pose", "shape", "body")))
-                )
+                true = (torch.from_numpy(labels[name]) for name in ("pose", "shape", "body"))
+                vertices = rotate(rotation, posed_bodies(*true))
             for name, values in bodily_measures(tokenizer, vertices, rotation, body.template, body.faces).items():
                 columns.setdefault(name, []).append(values)
         return {name: float(np.concatenate(parts).mean()) for name, parts in columns.items()}
@@ -247,8 +247,8 @@ class Study:
             steps = in_turns({name: self._step(model) for name, model in models.items()}, _TIMES, "steps")
             size = self.config.training.final_image_size
             crop, place = np.full((1, size, size, 3), 128, np.uint8), np.zeros((1, 3), np.float32) + 0.1
-            actions = {n: (lambda predict=torch_model(m.eval()): predict(crop, place)) for n, m in models.items()}
-            crops = in_turns(actions, _TIMES, "predictions")
+            actions = {n: functools.partial(torch_model(m.eval()), crop, place) for n, m in models.items()}
+            crops = in_turns({**actions}, _TIMES, "predictions")
             write_json(path, {n: {"step ms": 1000 * steps[n], "prediction ms": 1000 * crops[n]} for n in models})
         return dict(json.loads(path.read_text(encoding="utf-8")))
 

@@ -23,6 +23,7 @@ from vqhps.study import KEPT, Run, Study
 
 _BEGIN, _END = "<!-- study -->", "<!-- /study -->"
 _SHOWN, _PANEL_PX, _LABEL_PX = 8, 224, 28  # photos in the gallery (half of them rendered); side of a picture; of a line
+_SHORT = tuple(name.removeprefix("standard ") for name in KEPT)
 Found = dict[str, Any]
 
 
@@ -105,7 +106,7 @@ def _lines(study: Study, rows: Sequence[Row], ablations: Sequence[Row]) -> list[
             "method",
             "samples",
             "rate",
-            *(k.removeprefix("standard ") for k in KEPT),
+            *_SHORT,
             *(["photos PCK@0.1"] if photos else []),
         ],
         [[r.name, str(r.size), f"{r.runs[0].rate:g}", *_errors(r, photos)] for r in rows],
@@ -134,7 +135,7 @@ def _lines(study: Study, rows: Sequence[Row], ablations: Sequence[Row]) -> list[
     if ablations:
         lines += ["", "### Ablations", ""]
         lines += _table(
-            ["variant", "samples", "rate", *(k.removeprefix("standard ") for k in KEPT), *names],
+            ["variant", "samples", "rate", *_SHORT, *names],
             [
                 [r.name, str(r.size), f"{r.runs[0].rate:g}", *_errors(r, False),
                  *(r.cell(lambda m, n=n: m["bodily"][n], 3) for n in names)]  # type: ignore[misc]

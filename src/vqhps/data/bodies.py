@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vqhps.body.anny import AnnyBody, anny_body
-from vqhps.body.model import BodyModel, canonical
+from vqhps.body.model import canonical
 from vqhps.body.smpl import SMPLBody
 from vqhps.body.topology import random_pose
 from vqhps.data.mocap import PoseBank, Source, load_poses
@@ -48,7 +48,7 @@ class BodyStream:
         return canonical(self.body.forward(turned, torch.from_numpy(self.body.sample_shape(count, rng, self.children))))
 
 
-def mirror_bones(body: BodyModel) -> list[int]:
+def mirror_bones(body: AnnyBody | SMPLBody) -> list[int]:
     """For each bone the number of its twin on the other side, or its own."""
     other = {"L": "R", "R": "L"}
     names = list(body.bone_names)

@@ -47,7 +47,7 @@ class BodyLabels:
         for name in np.unique(labels["body"]):
             rows = np.flatnonzero(labels["body"] == name)
             swap = mirror_bones(named_body(str(name)))
-            self.pose[rows, 1] = pose[rows][:, swap] * np.float32([1, 1, -1, -1])  # mirrored in x
+            self.pose[rows, 1] = pose[rows][:, swap] * np.array([1, 1, -1, -1], np.float32)  # mirrored in x
             self.body[rows] = BODY_NAMES.index(str(name))
 
     def of(self, sample: Any, flip: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def occluded(image: Image, rng: np.random.Generator) -> Image:
 def truncated(image: Image, rng: np.random.Generator) -> Image:
     """The photo ends within the crop: a third to a half of it is missing at one side."""
     image, cut = image.copy(), int(rng.uniform(0.33, 0.5) * len(image))
-    side = rng.integers(4)
+    side = int(rng.integers(4))
     np.rot90(image, side)[:cut] = 0  # a view; as `crop_image` fills what is outside of a photo
     return image
 

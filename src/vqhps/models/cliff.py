@@ -16,6 +16,8 @@ from vqhps.models.method import crop_axes, known_place
 from vqhps.models.output import Output
 from vqhps.models.regression import ParameterConfig, ParameterMethod
 
+_LEAST = 0.1  # 1/m: a person a tenth as large as those that fill their crop
+
 
 @dataclass(frozen=True)
 class CLIFFConfig(ParameterConfig):
@@ -34,6 +36,7 @@ class CLIFF(ParameterMethod):
         place = known_place(place)
         output = self.regress(torch.cat([seen.vector, place], 1))
         turn = crop_axes(place).mT
+        output.camera = torch.cat([positive(output.camera[:, :1]), output.camera[:, 1:]], 1)
         output.rotation = turn @ output.rotation
         output.vertices, output.joints = rotate(turn, output.vertices), rotate(turn, output.joints)
         return output
@@ -43,6 +46,11 @@ class CLIFF(ParameterMethod):
         keypoints = project_full_frame(output.joints, output.camera, known_place(batch.get("place")))
         losses = {**self.parameter_terms(output, batch), "reprojection": keypoint_error(keypoints, batch)}
         return weighted(losses, self.config.loss)
+
+
+def positive(scale: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
+    """A scale that keeps the body before the camera: below 0.1 a hyperbola, smooth, that never gets to zero."""
+    return torch.where(scale > _LEAST, scale, _LEAST / (2 - scale.clamp(max=_LEAST) / _LEAST))
 
 
 def project_full_frame(
@@ -58,8 +66,7 @@ def project_full_frame(
     """
     center, size = place[:, :2], place[:, 2]
     one, origin = torch.ones_like(size), torch.zeros_like(center)
-    scale = camera[:, :1].clamp(min=0.05)  # behind the camera there is no gradient back
-    position = full_translation(torch.cat([scale, camera[:, 1:]], 1), center, size, one, origin)
+    position = full_translation(camera, center, size, one, origin)
     placed = rotate(crop_axes(place), joints) + position[:, None]
     seen = torch.cat([placed[..., :2], placed[..., 2:].clamp(min=0.1)], -1)
     intrinsics = torch.eye(3, device=joints.device).expand(len(joints), 3, 3)

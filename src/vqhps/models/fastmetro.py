@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vqhps.body.anny import AnnyBody
 from vqhps.body.joints import COCO17
-from vqhps.body.model import BodyModel, canonical
+from vqhps.body.model import canonical
+from vqhps.body.smpl import SMPLBody
 from vqhps.body.topology import build_hierarchy, fit_blend, random_pose
 from vqhps.geometry import fit_rotation, project, rotate
 from vqhps.models.blazepose import Seen
@@ -171,7 +173,7 @@ class FastMETRO(BodyMethod):
         return weighted({**losses, "reprojection": torch.stack(reprojections).sum()}, self.config.loss)
 
 
-def coarse_mesh(body: BodyModel, count: int) -> dict[str, np.ndarray]:
+def coarse_mesh(body: AnnyBody | SMPLBody, count: int) -> dict[str, np.ndarray]:
     """A body's mesh reduced to `count` vertices.
 
     Returns:

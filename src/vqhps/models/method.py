@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from vqhps.body.model import BodyModel
+from vqhps.body.anny import AnnyBody
 from vqhps.body.named import named_body, posed_bodies
+from vqhps.body.smpl import SMPLBody
 from vqhps.errors import VqhpsError
 from vqhps.geometry import ray_rotation, rotate
 from vqhps.models.backbones import BackboneName, create_backbone
@@ -152,7 +153,7 @@ class BodyMethod(Method):
         self.backbone.freeze(config.frozen_stages)
 
     @property
-    def body(self) -> BodyModel:
+    def body(self) -> AnnyBody | SMPLBody:
         """The body by its name: one for the process, and no part of the weights."""
         return named_body(self.config.body)
 
