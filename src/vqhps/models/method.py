@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,6 +179,11 @@ class BodyMethod(Method):
         """See `Method.readings`."""
         return {"": self(image, trunk=trunk, place=place)}
 
+    @torch.no_grad()
+    def predict(self, image: Float[Tensor, "B 3 H W"], place: Float[Tensor, "B 3"] | None = None) -> Output:
+        """Output on the full mesh; see `readings` for the arguments."""
+        return upsampled(self, self(image, place=place))
+
     def output(
         self, vertices: Float[Tensor, "B Vc 3"], rotation: Float[Tensor, "B 3 3"], camera: Float[Tensor, "B 3"]
     ) -> Output:
@@ -189,7 +194,7 @@ class BodyMethod(Method):
 
 def upsampled(model: Method, output: Output) -> Output:
     """An output on the coarse mesh, on the full mesh."""
-    return Output(**{**vars(output), "vertices": model.tokenizer.upsample(output.vertices)})
+    return replace(output, vertices=model.tokenizer.upsample(output.vertices))
 
 
 def known_place(place: Float[Tensor, "B 3"] | None) -> Float[Tensor, "B 3"]:
