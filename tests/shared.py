@@ -44,6 +44,15 @@ def tiny_tokenizer(network: str = "components", **changes: object) -> MeshVQVAE:
     return MeshVQVAE(config, BodyMesh(tensors))
 
 
+def set_weights(model: torch.nn.Module) -> None:
+    """Weights by name from numpy, so that no library's initialisation matters."""
+    own = sorted((n, p) for n, p in model.named_parameters() if not n.startswith("tokenizer"))
+    for i, (name, value) in enumerate(own):
+        z = torch.from_numpy(np.random.RandomState(i).standard_normal(value.shape).astype(np.float32))
+        fan = value[0].numel() if value.dim() > 1 else 1
+        value.data = z * (2 / fan) ** 0.5 if value.dim() > 1 else 0.1 * z + (1 if name.endswith("weight") else 0)
+
+
 def tiny_bodies(count: int, seed: int = 0) -> torch.Tensor:
     """Capsules that sway, swell and twist: canonical vertices, metres."""
     vertices, _ = tiny_mesh()

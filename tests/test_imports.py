@@ -26,13 +26,14 @@ ALLOWED = {
     "training_config": _MODELS | {"models", "data"},
     "training_guess": _PARTS, "training_keypoints": _PARTS,
     "training_image": _PARTS | {"training_guess", "training_keypoints"},
+    "study": _PARTS | {"training_image", "study_report"}, "study_report": _TRAINING | {"crop", "study"},
     "export": _TRAINING | {"export_int8"}, "export_int8": _BASE, "published": _MODELS | {"models", "checkpoint"},
     "export_tokenizer": _TRAINING | {"export"},
     "app": _PURE | {"runtime"},
 }  # fmt: skip
 """What each part may import, besides itself; `FREE` may import everything."""
 
-FREE = {"cli", "cli_app", "cli_prepare", "cli_train", "cli_video", "__init__"}
+FREE = {"cli", "__init__", *(path.stem for path in PACKAGE.glob("cli_*.py"))}
 
 TORCH_FREE = {"errors", "version", "config", "geometry", "crop", "runtime", "app"}
 

@@ -1,5 +1,6 @@
 """A tiny body, tokenizer and shards of painted capsules, for tests of the data path and of training."""
 
+import functools
 import io
 import tarfile
 from dataclasses import dataclass, field
@@ -24,7 +25,20 @@ class TinyBody:
 
     name: str = "tiny"
     bone_names: tuple[str, ...] = ("Hips", "LeftSide", "RightSide")
+    bone_parents: tuple[int, ...] = (-1, 0, 0)
+    shape_names: tuple[str, ...] = tuple("abcdef")
     template: np.ndarray = field(default_factory=lambda: tiny_mesh()[0])
+    faces: np.ndarray = field(default_factory=lambda: tiny_mesh()[1])
+
+    @functools.cached_property
+    def joint_regressors(self) -> dict[str, np.ndarray]:
+        """Those of its tokenizer."""
+        tokenizer = symmetric_tokenizer()
+        return {name: tokenizer.regressor(name).numpy() for name in ("coco17", "h36m17")}
+
+    def sample_shape(self, count: int, rng: np.random.Generator, children: bool = False) -> np.ndarray:
+        """Any."""
+        return rng.random((count, 6), dtype=np.float32)
 
     def forward(self, pose: Tensor, shape: Tensor) -> Tensor:
         """Each side turns by its bone about the middle, more so higher up; the shape scales."""

@@ -22,6 +22,7 @@ from vqhps.cli_prepare import (
     PrepareSyntheticVideo,
     bedlam_format,
 )
+from vqhps.cli_study import StudyScarce
 from vqhps.cli_train import (
     BenchModel,
     Convert,
@@ -214,6 +215,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare amass": PrepareAmass,
     "prepare synthetic": PrepareSynthetic,
     "prepare synthetic-video": PrepareSyntheticVideo,
+    "study scarce": StudyScarce,
     "convert": Convert,
     "export": Export,
     "download": Download,

@@ -29,14 +29,9 @@ class Recipe:
         """The recipe with what the command line changes."""
         import dataclasses
 
-        from vqhps.config import load_yaml
+        from vqhps.config import load_recipe
 
-        path = Path(self.recipe)
-        shipped = Path(__file__).parent / "recipes" / f"{self.recipe}.yaml"
-        if not path.exists() and not shipped.exists():
-            names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-            raise VqhpsError(f"no recipe {self.recipe}; shipped are {names}")
-        config = load_yaml(config_class, path if path.exists() else shipped)
+        config = load_recipe(config_class, self.recipe)
         changes: dict[str, Any] = {
             data_field: self.data_root and str(self.data_root),
             "out": self.out and str(self.out),
@@ -90,7 +85,7 @@ class Evaluate:
     bundle: Path | None = None
     """ONNX bundle of an image model; the shipped one by default."""
     checkpoint: Path | None = None
-    """Checkpoint of the tokenizer, or of an image model that holds it."""
+    """Checkpoint of the tokenizer, or of an image model that holds it; of any image model, run by torch."""
     mean_body: bool = False
     """Measure the prediction that is always the mean body instead of a model."""
     out: Path | None = None
@@ -138,6 +133,16 @@ class Evaluate:
 
         bundle = Bundle.load(self.bundle) if self.bundle else default_bundle()
         model, size = (mean_body_model() if self.mean_body else bundle_model(bundle)), bundle.info.input_size
+        if self.checkpoint is not None:
+            from vqhps.checkpoint import load_checkpoint
+            from vqhps.evaluation.torch_model import torch_model
+
+            if self.bundle or self.mean_body or self.figures:
+                raise VqhpsError("--checkpoint is run by torch: leave out --bundle, --mean-body and --figures")
+            loaded: Any = load_checkpoint(self.checkpoint)
+            if not hasattr(loaded, "coarse"):
+                raise VqhpsError(f"{self.checkpoint} holds no image model")
+            model, size = torch_model(loaded), loaded.backbone.input_size or 224
         if self.data == "coco-free":
             from vqhps.evaluation.coco import draw_worst, evaluate_coco
             from vqhps.runtime.detect import BlazePoseDetector
@@ -296,6 +301,8 @@ class Export:
             report = export_tokenizer(tokenizer, self.out, self.training_data)
             print(json.dumps(asdict(report), indent=1))
             return 0
+        if not hasattr(model.config, "sources"):
+            raise VqhpsError(f"{self.checkpoint} holds a {type(model).__name__}; only vqhps becomes a bundle")
         size = self.input_size or model.backbone.input_size or 224
         config = ExportConfig(
             input_size=size, training_data=self.training_data, licence=self.licence, crop_scale=self.crop_scale,

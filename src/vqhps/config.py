@@ -29,6 +29,9 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
         raise VqhpsError(f"{where}: expected a mapping of settings, got {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
+    types_of = getattr(cls, "types_of", None)
+    if types_of is not None:  # of fields whose type other values choose
+        hints |= types_of(values)
     for key in values:
         if key not in fields:
             raise VqhpsError(f"{where}: unknown key '{key}'; known are {', '.join(fields)}")
@@ -82,3 +85,17 @@ def load_yaml(cls: type[T], path: Path) -> T:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise VqhpsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     return from_dict(cls, values, path.name)
+
+
+def load_recipe(cls: type[T], name: str) -> T:
+    """Read a recipe by its path, or by the name of a shipped one.
+
+    Raises:
+        VqhpsError: there is none, or as `load_yaml`.
+    """
+    path = Path(name)
+    shipped = Path(__file__).parent / "recipes" / f"{name}.yaml"
+    if not path.exists() and not shipped.exists():
+        names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
+        raise VqhpsError(f"no recipe {name}; shipped are {names}")
+    return load_yaml(cls, path if path.exists() else shipped)

@@ -1,9 +1,23 @@
 """Settings of the training of an image model, which its parts share."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from vqhps.data.augment import AugmentConfig
+from vqhps.errors import VqhpsError
+from vqhps.models import MODELS
 from vqhps.models.vqhps import VQHPSConfig
+
+
+def model_config(method: Any) -> type[Any]:
+    """The class of a method's settings.
+
+    Raises:
+        VqhpsError: the method is not known.
+    """
+    if method not in MODELS:
+        raise VqhpsError(f"no method {method!r}; known are {', '.join(MODELS)}")
+    return MODELS[method][0]
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,8 @@ class ImageTrainingConfig:
         tokenizer: checkpoint of the tokenizer, or of an image model that holds it.
         out: folder of the run; a run found there goes on where it stopped.
         start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
-        model: settings of the image model.
+        method: of the image model, a name in `vqhps.models.MODELS`.
+        model: settings of the image model, of that method.
         augment: strength of the augmentation.
         steps: training steps in all.
         batch_size: crops a step.
@@ -42,6 +57,8 @@ class ImageTrainingConfig:
         validate_every: steps between evaluations on `validation` held-back samples.
         validation: samples of the last shards held back; they are never trained on.
         save_minutes: between saved states.
+        samples: train on so many samples, drawn by the seed (those of fewer are among those of more); 0 for all.
+        pool: from the first so many; 0 for all that are not held back.
         kept_views: where the first part of the backbone is frozen (`frozen_stages`), compute it once on this many
             augmented crops of each sample and train on those, at `final_image_size`; 0 for new crops in every step.
         keypoint_steps: first train the backbone alone, for its own key points and their depths; see
@@ -70,7 +87,8 @@ class ImageTrainingConfig:
     mixture: tuple[DataShare, ...] = ()
     backbone_weights: str | None = None
     start_from: str | None = None
-    model: VQHPSConfig = VQHPSConfig()
+    method: str = "vqhps"
+    model: Any = VQHPSConfig()
     augment: AugmentConfig = AugmentConfig()
     steps: int = 5000
     batch_size: int = 48
@@ -86,6 +104,8 @@ class ImageTrainingConfig:
     validate_every: int = 500
     validation: int = 500
     save_minutes: float = 4.0
+    samples: int = 0
+    pool: int = 0
     kept_views: int = 0
     keypoint_steps: int = 0
     keypoint_batch: int = 32
@@ -100,3 +120,12 @@ class ImageTrainingConfig:
     workers: int = 1
     threads: int = 0
     seed: int = 0
+
+    @staticmethod
+    def types_of(values: dict[str, Any]) -> dict[str, type[Any]]:
+        """The type of `model` by `method`, for `vqhps.config.from_dict`."""
+        return {"model": model_config(values.get("method", "vqhps"))}
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, model_config(self.method)):
+            raise VqhpsError(f"method is {self.method}, but model has the settings of another: {type(self.model)}")

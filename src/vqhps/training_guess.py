@@ -17,7 +17,8 @@ from vqhps.data.lifting import FoundErrors, LiftingStream
 from vqhps.data.mocap import load_poses
 from vqhps.geometry import rotate
 from vqhps.models.first_guess import disturbed, joint_depth, with_confidence
-from vqhps.models.vqhps import VQHPS, Tokenizer
+from vqhps.models.method import Tokenizer
+from vqhps.models.vqhps import VQHPS
 from vqhps.training_config import ImageTrainingConfig
 from vqhps.training_state import rate_share
 

@@ -17,13 +17,15 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vqhps.checkpoint import CheckpointCard, load_checkpoint, load_tokenizer, save_checkpoint
-from vqhps.data.crops import CropDataset, crop_rotations, plain_crops, shard_tokens
+from vqhps.data.crops import BodyLabels, CropDataset, crop_places, crop_rotations, plain_crops, shard_tokens
 from vqhps.data.features import feature_key, store_features
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
 from vqhps.geometry import procrustes, rotate
+from vqhps.models import MODELS
 from vqhps.models.backbones import imagenet_weights
-from vqhps.models.vqhps import VQHPS
+from vqhps.models.method import Method
+from vqhps.models.vqhps import VQHPSConfig
 from vqhps.runtime.download import blazepose_models
 from vqhps.training_config import DataShare, ImageTrainingConfig
 from vqhps.training_guess import bodies_to_lift, seen_and_lifted, told, train_guess, true_keypoints
@@ -49,9 +51,12 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     fabric.seed_everything(config.seed)
     model = _build(config)
     shards = Shards(_shards_of_run(out, Path(config.shards)))
+    rows, bodies = training_rows(config, len(shards)), BodyLabels(shards)
+    if not config.start_from:
+        model.begin(*(torch.from_numpy(bodies.of(rows, 0 * rows)[name]) for name in ("pose", "shape")))
     tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
     if config.keypoint_steps and not (out / "state.pt").exists():
-        train_keypoints(model.to(fabric.device), shards, tokens, config)
+        train_keypoints(model.to(fabric.device), shards, tokens, config)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.average), use_buffers=True)
     modules = {"model": model, "average": average}
@@ -92,11 +97,12 @@ def _check(config: ImageTrainingConfig) -> None:
     Raises:
         VqhpsError: see above.
     """
+    guesses = isinstance(config.model, VQHPSConfig) and config.model.first_guess
     if config.kept_views and config.model.frozen_stages < 1:
         raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
     if config.mixture and config.kept_views:
         raise VqhpsError("mixture needs new crops in every step: set kept_views to 0")
-    lifts = config.kept_views and config.model.first_guess and "keypoints" in config.model.sources
+    lifts = config.kept_views and guesses and "keypoints" in config.model.sources
     if config.keypoint_steps and config.model.backbone != "blazepose":
         raise VqhpsError("keypoint_steps needs a backbone that finds key points: blazepose")
     if config.keypoint_mesh and not (config.keypoint_steps and config.start_from and config.model.first_guess):
@@ -109,7 +115,7 @@ def _check(config: ImageTrainingConfig) -> None:
         )
     if config.lifting_steps and not lifts:
         raise VqhpsError("lifting_steps needs kept_views, first_guess, and keypoints among the sources")
-    if config.transformer_from and not config.model.first_guess:
+    if config.transformer_from and not guesses:
         raise VqhpsError("transformer_from needs first_guess: before it, there would be nothing to train")
 
 
@@ -122,34 +128,44 @@ def _precision(wanted: str) -> str:
     return wanted
 
 
-def _build(config: ImageTrainingConfig) -> VQHPS:
+def training_rows(config: ImageTrainingConfig, count: int) -> Int[np.ndarray, "R"]:
+    """The samples, of `count`, that a run is trained on: those held back are the last."""
+    rows = np.arange(count - config.validation)
+    if not config.samples:
+        return rows
+    pool = rows[: config.pool or None]
+    if config.samples > len(pool):
+        raise VqhpsError(f"samples: {config.samples} are asked for, there are {len(pool)} to train on")
+    return np.sort(np.random.default_rng((config.seed, 5)).permutation(pool)[: config.samples])
+
+
+def _build(config: ImageTrainingConfig) -> Method:
+    model_class = MODELS[config.method][1]
     if config.start_from:
-        start = load_checkpoint(Path(config.start_from), "vqhps")
-        model = VQHPS(config.model, start.tokenizer)  # type: ignore[arg-type]
+        start = load_checkpoint(Path(config.start_from), config.method)
+        model = model_class(config.model, start.tokenizer)
         model.load_state_dict(start.state_dict())
         return model
     tokenizer = load_tokenizer(config.tokenizer)
     name = config.model.backbone
     weights = Path(config.backbone_weights) if config.backbone_weights else None
-    weights = weights or (blazepose_models()[1] if name == "blazepose" else imagenet_weights(name))
+    weights = weights or (blazepose_models()[1] if name.startswith("blazepose") else imagenet_weights(name))
     if weights is None:
         log.warning("no ImageNet weights at hand for %s: it starts from random ones", name)
-    return VQHPS(config.model, tokenizer, weights)
+    return model_class(config.model, tokenizer, weights)
 
 
 def _save_checkpoint(out: Path, config: ImageTrainingConfig, step: int, model: torch.nn.Module) -> None:
     notes = f"After {step} of {config.steps} steps of {config.batch_size} crops."
-    save_checkpoint(out / "checkpoint", model, CheckpointCard("vqhps", notes=notes), half=True)
+    save_checkpoint(out / "checkpoint", model, CheckpointCard(config.method, notes=notes), half=True)
 
 
 def _losses(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses of a batch; the true mesh is what the target tokens decode to."""
-    batch["canonical_vertices"] = model.tokenizer.decode(batch["indices"])
-    keypoints = true_keypoints(model.tokenizer, batch)
-    if "trunk" in batch:
-        output = model(keypoints=keypoints, trunk=batch["trunk"])
-    else:
-        output = model(model.module.normalise(batch["image"]), keypoints)
+    """Losses of a batch."""
+    batch["canonical_vertices"] = model.module.true_mesh(batch)
+    keypoints = true_keypoints(model.module.tokenizer, batch)
+    image = None if "trunk" in batch else model.module.normalise(batch["image"])
+    output = model(image, keypoints, batch.get("trunk"), batch.get("place"))
     return model.module.loss(output, batch)
 
 
@@ -187,7 +203,7 @@ def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int]
     return update
 
 
-def _parameter_groups(model: VQHPS, config: ImageTrainingConfig) -> list[dict[str, object]]:
+def _parameter_groups(model: Method, config: ImageTrainingConfig) -> list[dict[str, object]]:
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     before = ("backbone", "guess") if config.lifting_steps or config.guess_steps else ("backbone",)
     taught = [p for n, p in trained if n.startswith(before)]
@@ -197,11 +213,11 @@ def _parameter_groups(model: VQHPS, config: ImageTrainingConfig) -> list[dict[st
 
 
 def _batches(
-    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: VQHPS
+    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: Any
 ) -> Iterator[dict[str, Tensor]]:
     """Batches from step `start` on, larger crops in the last part."""
     switch = int(config.steps * (1 - config.final_share))
-    rows = np.arange(len(shards) - config.validation)
+    rows = training_rows(config, len(shards))
     probability = row_probabilities(shards, rows, config.mixture) if config.mixture else None
     for size, first, end in ((config.image_size, 0, switch), (config.final_image_size, switch, config.steps)):
         first = max(first, start)
@@ -240,7 +256,7 @@ def row_probabilities(
 
 
 def _kept_batches(
-    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: VQHPS
+    config: ImageTrainingConfig, shards: Shards, tokens: np.ndarray, start: int, model: Any
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of kept features from step `start` on, in an order that the seed fixes."""
     trunk, size = model.backbone.trunk, config.final_image_size
@@ -252,8 +268,10 @@ def _kept_batches(
         parts = crops.split(2 if device.type == "cpu" else len(crops))
         return torch.cat([trunk(model.normalise(part.to(device))).cpu() for part in parts])
 
-    store = store_features(shards.paths, run_trunk, *settings)
-    rows = np.flatnonzero(store.sample < len(shards) - config.validation)
+    chosen, parameters = training_rows(config, len(shards)), BodyLabels(shards)
+    seen = shards.paths[: shards.shard[(config.pool or len(shards)) - 1] + 1]
+    store = store_features(seen, run_trunk, *settings)
+    rows = np.flatnonzero(np.isin(store.sample, chosen))
     bodies = bodies_to_lift(model, config, store, rows, tokens)
     if config.lifting_steps and start == 0:
         train_guess(model, config, lambda step: [told(model, bodies(step))], config.lifting_steps)
@@ -263,7 +281,9 @@ def _kept_batches(
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}
-        yield store.batch(np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)]), tokens)
+        views = np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)])
+        labels = parameters.of(store.sample[views], store.flip[views])
+        yield {**store.batch(views, tokens), **{name: torch.from_numpy(value) for name, value in labels.items()}}
 
 
 class _Validation:
@@ -272,28 +292,30 @@ class _Validation:
     def __init__(self, shards: Shards, config: ImageTrainingConfig, tokens: np.ndarray) -> None:
         rows = np.arange(len(shards) - config.validation, len(shards))
         self.crops = torch.from_numpy(plain_crops(shards, rows, config.image_size))
-        self.tokens = torch.from_numpy(tokens[rows, 0].astype(np.int64))
-        self.rotation = torch.from_numpy(crop_rotations(shards)[rows])
+        labels = BodyLabels(shards).of(rows, 0 * rows)
+        labels |= {"indices": tokens[rows, 0].astype(np.int64), "rotation": crop_rotations(shards)[rows]}
+        labels["place"] = crop_places(shards, rows)
+        self.labels = {name: torch.from_numpy(value) for name, value in labels.items()}
 
     @torch.no_grad()
-    def __call__(self, model: VQHPS) -> dict[str, float]:
-        """PVE and PA-MPJPE in mm on the coarse mesh, for the best and for the expected codes."""
+    def __call__(self, model: Method) -> dict[str, float]:
+        """PVE and PA-MPJPE in mm on the coarse mesh, for each way that the method reads its prediction."""
         was_training = model.training
         model.eval()
+        device = next(model.parameters()).device
+        joints = model.tokenizer.regressor("h36m17")
         errors: dict[str, list[Tensor]] = {}
-        for crops, tokens, rotation in zip(
-            *(x.split(50) for x in (self.crops, self.tokens, self.rotation)), strict=True
-        ):
-            truth = rotate(rotation, model.tokenizer.decode(tokens))
-            encoded = model.encode(model.normalise(crops))
-            joints = model.tokenizer.regressor("h36m17")
-            for how in ("argmax", "expected"):
-                out = model._output(encoded, how, full=False)
+        for rows in torch.arange(len(self.crops)).split(50):
+            batch = {name: value[rows].to(device) for name, value in self.labels.items()}
+            truth = rotate(batch["rotation"], model.true_mesh(batch))
+            image = model.normalise(self.crops[rows].to(device))
+            for how, out in model.readings(image, None, batch["place"]).items():
                 mine, theirs = joints @ out.vertices, joints @ truth
                 pve = (out.vertices - mine[:, :1] - truth + theirs[:, :1]).norm(dim=-1).mean(1)
                 pa = (procrustes(mine, theirs) - theirs).norm(dim=-1).mean(1)
-                errors.setdefault(f"pve_{how}_mm", []).append(1000 * pve)
-                errors.setdefault(f"pa_mpjpe_{how}_mm", []).append(1000 * pa)
+                of = f"_{how}" if how else ""
+                errors.setdefault(f"pve{of}_mm", []).append(1000 * pve)
+                errors.setdefault(f"pa_mpjpe{of}_mm", []).append(1000 * pa)
         model.train(was_training)
         return {name: torch.cat(values).mean().item() for name, values in errors.items()}
 

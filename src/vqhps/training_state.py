@@ -80,7 +80,8 @@ def resume_state(out: Path, config: Any, modules: Mapping[str, nn.Module], optim
         state = torch.load(path, weights_only=True)
     except Exception as error:
         raise VqhpsError(f"{path} is damaged; delete it to start the run again") from error
-    if state["config"]["model"] != to_dict(config)["model"]:
+    before, now = ((c.get("method", "vqhps"), c["model"]) for c in (state["config"], to_dict(config)))
+    if before != now:
         raise VqhpsError(f"{out} holds a run with other model settings; name another folder with --out")
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from vqhps.body.anny import anny_body
+from vqhps.body.anny import _TO_BODY_AXES, anny_body
 from vqhps.body.joints import COCO17, H36M17
 from vqhps.body.topology import random_pose, upsampler, upsampling_matrix
 from vqhps.data.bodies import mirrored
@@ -128,3 +128,23 @@ def test_mirrored_pose_gives_the_mirrored_body(body):
     there = joints @ body.forward(torch.from_numpy(mirrored(pose.numpy(), body)), shape).numpy()
     swap = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
     np.testing.assert_allclose(there[:, swap] * [-1, 1, 1], here, atol=0.004)
+
+
+def test_posing_is_that_of_anny_itself_and_has_gradients() -> None:
+    body = anny_body("coarse")
+    rng = np.random.default_rng(5)
+    pose, shape = random_pose(4, 31, rng), torch.from_numpy(body.sample_shape(4, rng))
+    transforms = torch.eye(4).expand(4, 31, 4, 4).clone()
+    transforms[..., :3, :3] = _TO_BODY_AXES.T @ pose @ _TO_BODY_AXES
+    expected = body.model(transforms, shape)["vertices"] @ _TO_BODY_AXES.T
+    torch.testing.assert_close(body.forward(pose, shape), expected, atol=2e-6, rtol=0)
+
+    direction = torch.from_numpy(rng.normal(size=shape.shape).astype(np.float32))
+    inner = shape.clamp(0.2, 0.45).requires_grad_()
+    of_pose = pose.clone().requires_grad_()
+    height = body.forward(of_pose, inner)[..., 1].amax()
+    of_turn, of_shape = torch.autograd.grad(height, (of_pose, inner))
+    step = 1e-2
+    ends = [body.forward(pose, inner.detach() + s * step * direction)[..., 1].amax() for s in (-1, 1)]
+    torch.testing.assert_close((of_shape * direction).sum(), (ends[1] - ends[0]) / (2 * step), rtol=0.05, atol=1e-3)
+    assert of_turn.abs().max() > 0

@@ -14,10 +14,18 @@ from vqhps.body.joints import COCO17_FLIP
 from vqhps.crop import crop_image, crop_matrix
 from vqhps.data import crops
 from vqhps.data.augment import AugmentConfig, augment_image, random_view
-from vqhps.data.crops import CropDataset, crop_keypoints, crop_rotations, plain_crops, shard_tokens
+from vqhps.data.crops import (
+    BodyLabels,
+    CropDataset,
+    crop_keypoints,
+    crop_places,
+    crop_rotations,
+    plain_crops,
+    shard_tokens,
+)
 from vqhps.data.sample import Shards, find_shards, shard_labels
 from vqhps.errors import VqhpsError
-from vqhps.geometry import project_perspective, ray_rotation
+from vqhps.geometry import matrix_from_quaternion, project_perspective, ray_rotation
 
 STILL = AugmentConfig(
     p_flip=0, p_rotation=0, scale=0, shift=0, p_colour=0, p_gray=0, p_blur=0, p_low_resolution=0, p_noise=0, p_jpeg=0,
@@ -242,3 +250,50 @@ def test_rotations_are_seen_from_the_crop(shards: Shards) -> None:
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
     back = turned @ labels["rotation"].transpose(0, 2, 1) @ ray[..., None]
     np.testing.assert_allclose(back[..., 0], np.tile([0, 0, 1.0], (8, 1)), atol=1e-5)
+
+
+def test_mirrored_parameters_are_those_of_the_mirrored_mesh(shards: Shards) -> None:
+    bodies, rows = BodyLabels(shards), np.arange(8)
+    sides = [bodies.of(rows, np.full(8, flip)) for flip in (0, 1)]
+    meshes = [
+        TinyBody().forward(matrix_from_quaternion(torch.from_numpy(s["pose"])), torch.from_numpy(s["shape"])).numpy()
+        for s in sides
+    ]
+    template = TinyBody().template
+    twin = np.linalg.norm(template[:, None] * [-1, 1, 1] - template, axis=2).argmin(1)
+    np.testing.assert_allclose(meshes[1], meshes[0][:, twin] * [-1, 1, 1], atol=2e-3)  # poses are of half precision
+    assert np.abs(meshes[1] - meshes[0]).max() > 0.05
+    assert (sides[0]["body"] == 0).all()
+
+
+@pytest.mark.parametrize(("p_flip", "p_rotation"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_places_say_where_in_the_photo_the_key_points_are(shards: Shards, p_flip: int, p_rotation: int) -> None:
+    """In a photo that is turned about its optical axis and mirrored as the crop is."""
+    labels = shards.labels
+    labels["intrinsics"][:] = np.array([[500, 0, 250], [0, 500, 200], [0, 0, 1]])
+    pixel = labels["crop"][:, 2] / labels["stored"]
+    frame = (labels["keypoints2d"] - labels["stored"][:, None, None] / 2) * pixel[:, None, None]
+    frame = (frame + labels["crop"][:, None, :2] - [250, 200]) / 500
+    crops = dataset(shards, 64, AugmentConfig(p_flip=p_flip, p_rotation=p_rotation, rotation_deg=20.0))
+    for position in range(8):
+        crop = crops[position]
+        index = int(np.random.default_rng((0, 0)).permutation(8)[position])
+        place, keypoints = crop["place"].numpy(), crop["keypoints2d"].numpy()
+        seen = place[:2] + keypoints * place[2] / 2
+        true = frame[index]
+        if p_flip:
+            true = true[list(COCO17_FLIP)] * [-1, 1]
+        assert np.abs(np.linalg.norm(seen, axis=1) - np.linalg.norm(true, axis=1)).max() < 1e-4
+        turn = [np.arctan2(x[:, 1], x[:, 0]) for x in (seen, true)]
+        apart = np.angle(np.exp(1j * (turn[0] - turn[1])))
+        assert np.ptp(apart) < 1e-3 and (np.abs(apart).max() > 1e-3) == bool(p_rotation)
+
+
+def test_places_of_plain_crops_and_of_photos_without_a_camera(shards: Shards) -> None:
+    crops = dataset(shards, 64, STILL)
+    order = np.random.default_rng((0, 0)).permutation(8)
+    plain = crop_places(shards, order)
+    np.testing.assert_allclose([crops[i]["place"].numpy() for i in range(8)], plain, atol=1e-6)
+    shards.labels["intrinsics"][:] = np.diag([np.inf, np.inf, 1.0])
+    assumed = crop_places(shards, order)
+    assert np.isfinite(assumed).all() and (assumed[:, 2] > plain[:, 2]).all()

@@ -14,9 +14,10 @@ from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader, Subset
 
 from published_people import smpl_file, write_3dpw, write_bedlam_format, write_emdb
+from vqhps.body.named import named_body
 from vqhps.cli import main
 from vqhps.data.augment import AugmentConfig
-from vqhps.data.bodies import mirrored, named_body
+from vqhps.data.bodies import mirrored
 from vqhps.data.crops import CropDataset, crop_rotations, shard_tokens
 from vqhps.data.sample import Shards, find_shards, quiet_opencv
 from vqhps.errors import VqhpsError
@@ -139,8 +140,8 @@ def test_evaluation_on_people_of_two_bodies(tmp_path: Path, bodies: Path, capsys
         answer.append(body.forward(pose, torch.from_numpy(sample.shape)[None])[0].numpy() @ turned[row].T)
 
     def model(off: float, count: int = 6890) -> Any:
-        def run(crops: np.ndarray) -> Bodies:
-            assert crops.shape == (8, 64, 64, 3)
+        def run(crops: np.ndarray, places: np.ndarray) -> Bodies:
+            assert crops.shape == (8, 64, 64, 3) and np.isfinite(places).all()
             vertices = np.stack(answer)[:, :count]
             vertices[:, ::10] += np.array([0.6, 0.8, 0]) * off
             return Bodies(vertices, vertices[:, :17], np.tile([1.0, 0, 0], (8, 1)))

@@ -62,8 +62,8 @@ def test_perfect_key_points_score_one_and_shifted_ones_do_not(tmp_path):
     (tmp_path / "person_keypoints_free.json").write_text(json.dumps(content))
 
     def model(shift: float):
-        def run(crops):
-            assert crops.shape == (1, 64, 64, 3)
+        def run(crops, places):
+            assert crops.shape == (1, 64, 64, 3) and places.shape == (1, 3)
             joints = np.concatenate([answer + shift, np.zeros((17, 1))], 1)[None]
             return Bodies(np.zeros((1, 4, 3)), joints, np.array([[1.0, 0.0, 0.0]]))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared import tiny_bodies, tiny_tokenizer
+from shared import set_weights, tiny_bodies, tiny_tokenizer
 from vqhps.errors import VqhpsError
 from vqhps.geometry import project, rotate
 from vqhps.models.backbones import create_backbone, imagenet_weights
@@ -164,13 +164,8 @@ def test_two_backbones_as_published() -> None:
 
 
 def test_golden_numbers() -> None:
-    """Weights by name from numpy, so that no library's initialisation matters."""
     model = build().eval()
-    own = sorted((n, p) for n, p in model.named_parameters() if not n.startswith("tokenizer"))
-    for i, (name, value) in enumerate(own):
-        z = torch.from_numpy(np.random.RandomState(i).standard_normal(value.shape).astype(np.float32))
-        fan = value[0].numel() if value.dim() > 1 else 1
-        value.data = z * (2 / fan) ** 0.5 if value.dim() > 1 else 0.1 * z + (1 if name.endswith("weight") else 0)
+    set_weights(model)
     batch = made_batch(model)
     output = model(batch["image"])
     losses = model.loss(output, batch)

@@ -10,10 +10,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vqhps.body.joints import anny_joint_regressors
+from vqhps.body.skinning import skin
+from vqhps.body.topology import bone_weights
 
 Mesh = Literal["full", "coarse", "base"]
 
@@ -77,21 +79,55 @@ class AnnyBody:
         masks = {part: np.isin(bone, [self.bone_names.index(n) for n in names]) for part, names in _PARTS.items()}
         return {**masks, "torso": ~np.any(list(masks.values()), axis=0)}
 
-    @torch.no_grad()
     def forward(self, pose: Float[Tensor, "B K 3 3"], shape: Float[Tensor, "B S"]) -> Float[Tensor, "B V 3"]:
-        """See `BodyModel.forward`."""
-        transforms = torch.eye(4).expand(*pose.shape[:2], 4, 4).clone()
-        transforms[..., :3, :3] = _TO_BODY_AXES.T @ pose @ _TO_BODY_AXES
-        return self.model(transforms, shape)["vertices"] @ _TO_BODY_AXES.T
+        """See `BodyModel.forward`; differentiable. The same as anny's own, in fewer and larger products."""
+        return skin(*self.rest(shape), pose, self.bone_parents, self._weights)
 
-    @torch.no_grad()
     def rest(self, shape: Float[Tensor, "B S"]) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"]]:
         """Vertices and bone heads in the rest pose, metres in body axes."""
+        template, blends = self._blends
+        both = template + (self._coefficients(shape) @ blends).unflatten(1, template.shape)
+        vertices, heads = both.split((len(both[0]) - len(self.bone_names), len(self.bone_names)), 1)
+        return vertices - heads[:, :1], heads - heads[:, :1]
+
+    @functools.cached_property
+    def _weights(self) -> Float[Tensor, "V K"]:
+        return torch.from_numpy(bone_weights(self))
+
+    @functools.cached_property
+    def _blends(self) -> tuple[Float[Tensor, "V+K 3"], Float[Tensor, "N 3(V+K)"]]:
+        """Vertices and bone heads of the template, and how far each blend shape moves them; body axes."""
         model = self.model
-        none = torch.zeros(1, 0)
-        rest = model.get_rest_model(model._get_phenotype_blendshape_coefficients(shape, none, none))
-        heads = rest["rest_bone_heads"]
-        return (rest["rest_vertices"] - heads[:, :1]) @ _TO_BODY_AXES.T, (heads - heads[:, :1]) @ _TO_BODY_AXES.T
+        template = torch.cat([model.template_vertices, model.template_bone_heads]) @ _TO_BODY_AXES.T
+        blends = torch.cat([model.blendshapes, model.bone_heads_blendshapes], 1) @ _TO_BODY_AXES.T
+        return template, blends.flatten(1)
+
+    @functools.cached_property
+    def _factors(self) -> Int[Tensor, "M F"]:
+        """Of each of anny's blend shapes, the phenotype values whose product is its coefficient, filled up with the
+        number of a value that is one."""
+        mask = self.model.stacked_phenotype_blend_shapes_mask
+        factors = torch.full((len(mask), int(mask.sum(1).max())), mask.shape[1])
+        for row, values in zip(factors, mask, strict=True):
+            used = values.nonzero()[:, 0]
+            row[: len(used)] = used
+        return factors
+
+    def _coefficients(self, shape: Float[Tensor, "B S"]) -> Float[Tensor, "B N"]:
+        """Strength of each blend shape; anny's own product over a mask has a slow backward pass."""
+        from anny.models.phenotype import phenotype_blendshape_weights
+
+        model = self.model
+        single = torch.eye(model.stacked_phenotype_blend_shapes_mask.shape[1])  # each value alone
+        rest = {"extrapolate": model.extrapolate_phenotypes}
+        values = phenotype_blendshape_weights(shape, model.phenotype_labels, model.anchors, single, **rest)
+        values = torch.cat([values, torch.ones_like(values[:, :1])], 1)
+        first, *others = self._factors.T
+        product = values.index_select(1, first)
+        for factor in others:
+            product = product * values.index_select(1, factor)
+        projection = model.phenotype_blendshape_projection
+        return product if projection is None else product @ projection
 
     def sample_shape(
         self, count: int, rng: np.random.Generator, children: bool = False

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vqhps.body.joints import COCO17
+from vqhps.body.skinning import skin
 from vqhps.errors import VqhpsError
 from vqhps.pickles import read_npz, read_pickle
 
@@ -159,15 +160,7 @@ class SMPLBody:
         rest, heads = self.rest(shape)
         turned = (pose[:, 1:] - torch.eye(3)).flatten(1)
         vertices = rest + torch.einsum("vcp,bp->bvc", self._posedirs, turned)
-        rotations, places = [pose[:, 0]], [heads[:, 0]]
-        for bone, parent in enumerate(self.bone_parents[1:], 1):
-            offset = (heads[:, bone] - heads[:, parent])[..., None]
-            places.append(places[parent] + (rotations[parent] @ offset)[..., 0])
-            rotations.append(rotations[parent] @ pose[:, bone])
-        rotation, place = torch.stack(rotations, 1), torch.stack(places, 1)
-        shift = place - (rotation @ heads[..., None])[..., 0]
-        blended = torch.einsum("vk,bkij->bvij", self._weights, rotation)
-        return (blended @ vertices[..., None])[..., 0] + torch.einsum("vk,bki->bvi", self._weights, shift)
+        return skin(vertices, heads, pose, self.bone_parents, self._weights)
 
     def rest(self, shape: Float[Tensor, "B S"]) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"]]:
         """Vertices and bone heads in the rest pose (arms stretched out), metres in body axes."""

@@ -136,6 +136,20 @@ def upsampler(
     pose = random_pose(bodies, len(full.bone_names), rng)
     shape = torch.from_numpy(full.sample_shape(bodies, rng))
     targets, sources = full.forward(pose, shape).numpy(), coarse.forward(pose, shape).numpy()
+    return indices, fit_blend(indices, sources, targets)
+
+
+def fit_blend(
+    indices: Int[np.ndarray, "V N"], sources: Float[np.ndarray, "B Vc 3"], targets: Float[np.ndarray, "B V 3"]
+) -> Float[np.ndarray, "V N"]:
+    """Weights, each row summing to one, with which blends of source vertices come closest to target vertices: ridge
+    regression.
+
+    Args:
+        indices: the source vertices that each target vertex is blended from.
+        sources, targets: the same bodies on both meshes, metres.
+    """
+    neighbours = indices.shape[1]
     weights = np.empty(indices.shape, np.float32)
     for chunk in np.array_split(np.arange(len(indices)), 16):
         x = sources[:, indices[chunk]].transpose(1, 0, 3, 2).reshape(len(chunk), -1, neighbours).astype(np.float64)
@@ -146,7 +160,7 @@ def upsampler(
         ridge = 1e-4 * np.trace(gram, axis1=1, axis2=2)[:, None, None] / gram.shape[-1] * np.eye(gram.shape[-1])
         solved = np.linalg.solve(gram + ridge, x.transpose(0, 2, 1) @ y)[..., 0]
         weights[chunk] = np.concatenate([solved, 1 - solved.sum(1, keepdims=True)], 1)
-    return indices, weights
+    return weights
 
 
 def random_pose(

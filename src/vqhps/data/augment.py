@@ -62,6 +62,14 @@ class View:
         turned = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ rotation
         return (_MIRROR @ turned @ _MIRROR if self.flip else turned).astype(np.float32)
 
+    def placed(self, point: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
+        """A point, from the photo's optical axis, in a photo that was turned and mirrored about that axis as this view
+        shows it: with `rotated`, the same scene to another camera."""
+        angle = np.radians(self.angle_deg)
+        cos, sin = np.cos(angle), np.sin(angle)
+        turned = np.array([[cos, -sin], [sin, cos]]) @ point
+        return turned * [-1, 1] if self.flip else turned
+
 
 def random_view(center: Float[np.ndarray, "2"], size: float, config: AugmentConfig, rng: np.random.Generator) -> View:
     """Draw a crop around a person.

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from vqhps.body.anny import AnnyBody, anny_body
 from vqhps.body.model import canonical
-from vqhps.body.smpl import SMPLBody, smpl_body
+from vqhps.body.smpl import SMPLBody
 from vqhps.body.topology import random_pose
 from vqhps.data.mocap import PoseBank, Source, load_poses
-from vqhps.errors import VqhpsError
 
 
 @dataclass(frozen=True)
@@ -49,22 +48,8 @@ class BodyStream:
         return canonical(self.body.forward(turned, torch.from_numpy(self.body.sample_shape(count, rng, self.children))))
 
 
-def named_body(name: str, body_models: Path | None = None) -> AnnyBody | SMPLBody:
-    """The body that shards call so: `anny` (its coarse mesh), or `smpl-` and a gender, from the user's files.
-
-    Raises:
-        VqhpsError: there is no such file, or no such body.
-    """
-    if name == "anny":
-        return anny_body("coarse")
-    kind, _, gender = name.partition("-")
-    if kind != "smpl" or gender not in ("neutral", "female", "male"):
-        raise VqhpsError(f"no body '{name}'; known are anny, smpl-neutral, smpl-female and smpl-male")
-    return smpl_body(gender, body_models)  # type: ignore[arg-type]
-
-
-def mirrored(pose: Float[np.ndarray, "B K 3 3"], body: AnnyBody | SMPLBody) -> Float[np.ndarray, "B K 3 3"]:
-    """The same poses with left and right exchanged."""
+def mirror_bones(body: AnnyBody | SMPLBody) -> list[int]:
+    """For each bone the number of its twin on the other side, or its own."""
     other = {"L": "R", "R": "L"}
     names = list(body.bone_names)
     swap = []
@@ -76,6 +61,12 @@ def mirrored(pose: Float[np.ndarray, "B K 3 3"], body: AnnyBody | SMPLBody) -> F
         else:
             twin = other.get(name[0], "") + name[1:]
             swap.append(names.index(twin if twin in names else name))
+    return swap
+
+
+def mirrored(pose: Float[np.ndarray, "B K 3 3"], body: AnnyBody | SMPLBody) -> Float[np.ndarray, "B K 3 3"]:
+    """The same poses with left and right exchanged."""
+    swap = mirror_bones(body)
     sign = np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
     return sign @ pose[:, swap] @ sign
 

@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from vqhps.body.joints import COCO17_FLIP
 from vqhps.body.model import canonical
+from vqhps.body.named import BODY_NAMES, named_body
 from vqhps.crop import crop_image, crop_matrix
-from vqhps.data.augment import AugmentConfig, augment_image, random_view
-from vqhps.data.bodies import mirrored, named_body
+from vqhps.data.augment import AugmentConfig, View, augment_image, random_view
+from vqhps.data.bodies import mirror_bones, mirrored
 from vqhps.data.sample import CROP_SCALE, Shards, quiet_opencv, save_table
 from vqhps.errors import VqhpsError
-from vqhps.geometry import full_to_crop, matrix_from_quaternion, ray_rotation
+from vqhps.geometry import crop_from_box, default_focal, full_to_crop, matrix_from_quaternion, ray_rotation
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE
 
 FAR = 3.0  # key points farther out than this, in crop coordinates, say nothing
@@ -29,6 +30,47 @@ def crop_rotations(shards: Shards) -> Float[np.ndarray, "N 3 3"]:
     box, intrinsics = labels["box"].astype(np.float64), labels["intrinsics"].astype(np.float64)
     turn = ray_rotation((box[:, :2] + box[:, 2:]) / 2, intrinsics[:, 0, 0], intrinsics[:, :2, 2])
     return (turn.transpose(0, 2, 1) @ labels["rotation"]).astype(np.float32)
+
+
+class BodyLabels:
+    """Body parameters of samples, as they are and mirrored, for methods that learn from them.
+
+    Args:
+        shards: samples.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        labels = shards.labels
+        pose = labels["pose"].astype(np.float32)
+        self.pose, self.shape = np.stack([pose, pose], 1), labels["shape"].astype(np.float32)
+        self.body = np.zeros(len(pose), np.int64)
+        for name in np.unique(labels["body"]):
+            rows = np.flatnonzero(labels["body"] == name)
+            swap = mirror_bones(named_body(str(name)))
+            self.pose[rows, 1] = pose[rows][:, swap] * np.array([1, 1, -1, -1], np.float32)  # mirrored in x
+            self.body[rows] = BODY_NAMES.index(str(name))
+
+    def of(self, sample: Any, flip: Any) -> dict[str, Any]:
+        """`pose` (quaternions wxyz), `shape` and `body` (its place in `BODY_NAMES`) of samples, mirrored or not."""
+        side = np.asarray(flip).astype(np.int64)
+        return {"pose": self.pose[sample, side], "shape": self.shape[sample], "body": self.body[sample]}
+
+
+def crop_places(shards: Shards, rows: Int[np.ndarray, "R"], scale: float = CROP_SCALE) -> Float[np.ndarray, "R 3"]:
+    """Where in their photos the plain crops of samples are: centre from the optical axis, and side, as shares of the
+    focal length (Li et al., ECCV 2022). Where the camera is not known, one like a phone's is assumed."""
+    center, size = crop_from_box(shards.labels["box"][rows].astype(np.float64), scale)
+    focal, principal = photo_cameras(shards, rows)
+    return np.concatenate([center - principal, size[:, None]], 1).astype(np.float32) / focal[:, None]
+
+
+def photo_cameras(shards: Shards, rows: Any) -> tuple[Float[np.ndarray, "R"], Float[np.ndarray, "R 2"]]:
+    """Focal length and principal point of samples' photos, px; the default ones where they are not known."""
+    intrinsics, frame = shards.labels["intrinsics"][rows], shards.labels["frame_size"][rows]
+    known = np.isfinite(intrinsics[:, 0, 0])
+    focal = [i[0, 0] if k else default_focal(*map(int, f)) for i, f, k in zip(intrinsics, frame, known, strict=True)]
+    principal = np.where(known[:, None], intrinsics[:, :2, 2], frame / 2)
+    return np.array(focal, np.float32), principal.astype(np.float32)
 
 
 def shard_tokens(shards: Shards, tokenizer: MeshVQVAE) -> Int[np.ndarray, "N 2 T"]:
@@ -97,7 +139,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         self.probability = probability
         self.shards, self.rows, self.tokens = shards, rows, tokens
         self.size, self.augment, self.seed, self.length = size, augment, seed, length
-        self.rotations = crop_rotations(shards)
+        self.rotations, self.bodies = crop_rotations(shards), BodyLabels(shards)
         self._order: tuple[int, np.ndarray] = (-1, rows)
 
     def __len__(self) -> int:
@@ -114,7 +156,8 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         index = int(self._order[1][place])
         rng = np.random.default_rng((self.seed, 1, position))
         crop = random_crop(self.shards, self.rotations, index, self.size, self.augment, rng)
-        crop["indices"] = self.tokens[index, int(crop.pop("flip"))].astype(np.int64)
+        flip = int(crop.pop("flip"))
+        crop |= {"indices": self.tokens[index, flip].astype(np.int64), **self.bodies.of(index, flip)}
         return {name: torch.as_tensor(value) for name, value in crop.items()}
 
 
@@ -126,7 +169,8 @@ def random_crop(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """An augmented crop of a sample: `image`, the labels that follow it, and whether it is mirrored (`flip`).
+    """An augmented crop of a sample: `image`, the labels that follow it, its `place` in the photo (see `crop_places`)
+    and whether it is mirrored (`flip`).
 
     Args:
         shards: samples.
@@ -151,7 +195,17 @@ def random_crop(
         "keypoints2d": keypoints.astype(np.float32),
         "keypoints_weight": (weight * (np.abs(keypoints).max(1) < FAR)).astype(np.float32),
         "has_mesh": np.float32(sample.has_mesh),
+        "place": _place(shards, index, view),
     }
+
+
+def _place(shards: Shards, index: int, view: View) -> Float[np.ndarray, "3"]:
+    """Of a random crop, in a photo that is turned and mirrored as the crop is."""
+    crop, stored = shards.labels["crop"][index], shards.labels["stored"][index]
+    pixel = crop[2] / stored  # of the stored image, in those of the photo
+    (focal,), (principal,) = photo_cameras(shards, [index])
+    center = view.placed(crop[:2] + (view.center - stored / 2) * pixel - principal)
+    return (np.array([*center, view.size * pixel]) / focal).astype(np.float32)
 
 
 def plain_crops(shards: Shards, rows: Int[np.ndarray, "R"], size: int, scale: float = CROP_SCALE) -> np.ndarray:

@@ -25,6 +25,7 @@ from vqhps.data.sample import Shards, quiet_opencv, save_table
 
 _BATCH = 50
 _LABELS = ("flip", "rotation", "keypoints2d", "keypoints_weight", "has_mesh")
+_NEWER = ("place",)  # not in files of earlier versions, which stay good for methods that need none
 
 
 class _Views(Dataset[dict[str, Any]]):
@@ -62,12 +63,15 @@ class FeatureStore:
 
     Attributes:
         sample: which sample each crop shows.
+        flip: whether it is mirrored.
     """
 
     def __init__(self, paths: list[Path], key: str) -> None:
         tables = [np.load(path.with_suffix(f".features-{key}.npz")) for path in paths]
         self._features = [np.load(path.with_suffix(f".features-{key}.npy"), mmap_mode="r") for path in paths]
-        self._labels = {name: np.concatenate([t[name] for t in tables]) for name in _LABELS}
+        names = (*_LABELS, *(name for name in _NEWER if all(name in t for t in tables)))
+        self._labels = {name: np.concatenate([t[name] for t in tables]) for name in names}
+        self.flip = self._labels["flip"]
         samples = [int(t["samples"]) for t in tables]
         firsts = np.cumsum([0, *samples])
         counts = [len(f) for f in self._features]
@@ -134,7 +138,7 @@ def _is_done(path: Path, key: str) -> bool:
 def _store_shard(path: Path, trunk: Callable[[Tensor], Tensor], key: str, views: _Views, workers: int) -> None:
     part = path.with_suffix(f".features-{key}.npy.partial")
     features: np.memmap | None = None
-    labels: dict[str, list[np.ndarray]] = {name: [] for name in _LABELS}
+    labels: dict[str, list[np.ndarray]] = {name: [] for name in (*_LABELS, *_NEWER)}
     first = 0
     own = torch.Generator()  # whether features must be computed must not change what the training draws
     for batch in DataLoader(views, _BATCH, num_workers=workers, generator=own):
@@ -144,7 +148,7 @@ def _store_shard(path: Path, trunk: Callable[[Tensor], Tensor], key: str, views:
             features = np.lib.format.open_memmap(part, "w+", np.float16, shape)
         features[first : first + len(values)] = values
         first += len(values)
-        for name in _LABELS:
+        for name in labels:
             labels[name].append(batch[name].numpy())
     assert features is not None
     features.flush()

@@ -14,7 +14,7 @@ from vqhps.body.joints import COCO17
 from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.run import Model, pck_columns, summarise, write_results
-from vqhps.geometry import crop_from_box, crop_to_full, project
+from vqhps.geometry import crop_from_box, crop_to_full, default_focal, project
 from vqhps.runtime.blazepose import KEYPOINT_NAMES
 from vqhps.runtime.bundle import Bundle
 from vqhps.runtime.detect import BlazePoseDetector
@@ -52,15 +52,18 @@ def evaluate_coco(
     """
     people = labelled_people(folder)
     crops, center, size = [], *crop_from_box(np.stack([p.box for p in people]))
-    landmarks = []
+    landmarks, places = [], []
     for person, c, s in zip(people, center, size, strict=True):
-        image = read_photo(person.photo).image
+        photo = read_photo(person.photo)
+        image = photo.image
+        offset = c - np.array(image.shape[1::-1]) / 2
+        places.append(np.array([*offset, s]) / (photo.focal or default_focal(image.shape[1], image.shape[0])))
         crops.append(crop_image(image, c, float(s), input_size))
         if beside is not None:
             keypoints = beside.landmarks(image, person.box).keypoints
             assert keypoints is not None
             landmarks.append(keypoints[_COCO_OF_BLAZEPOSE])
-    parts = [model(np.stack(crops[i : i + 32])) for i in range(0, len(crops), 32)]
+    parts = [model(np.stack(crops[i : i + 32]), np.stack(places[i : i + 32])) for i in range(0, len(crops), 32)]
     projected = np.concatenate([project(p.joints, p.camera) for p in parts])
     found = {"": crop_to_full(projected, center, size)}
     if landmarks:

@@ -61,11 +61,26 @@ def edge_ratios(
 
     A torn mesh has edges many times as long; a collapsed one, many times as short.
     """
+    return np.quantile(_edge_ratios(vertices, template, faces), (0.001, 0.999), axis=1).T
+
+
+def edge_distortion(
+    vertices: Float[np.ndarray, "B V 3"], template: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "B"]:
+    """By how much, as a share, edges of a mesh are longer or shorter than the template's, once the mesh has its size:
+    mean absolute logarithm of the ratios, about their median."""
+    logarithms = np.log(_edge_ratios(vertices, template, faces).clip(1e-6))
+    return np.abs(logarithms - np.median(logarithms, axis=1, keepdims=True)).mean(1)
+
+
+def _edge_ratios(
+    vertices: Float[np.ndarray, "B V 3"], template: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "B E"]:
+    """Length of each edge over the template's; those without length there say nothing and are left out."""
     edges = np.unique(np.sort(np.concatenate([faces[:, :2], faces[:, 1:], faces[:, ::2]]), 1), axis=0)
     rest = np.linalg.norm(template[edges[:, 0]] - template[edges[:, 1]], axis=1)
     edges, rest = edges[rest > 0], rest[rest > 0]
-    lengths = np.linalg.norm(vertices[:, edges[:, 0]] - vertices[:, edges[:, 1]], axis=2)
-    return np.quantile(lengths / rest, (0.001, 0.999), axis=1).T
+    return np.linalg.norm(vertices[:, edges[:, 0]] - vertices[:, edges[:, 1]], axis=2) / rest
 
 
 def volume_litres(vertices: Float[np.ndarray, "B V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "B"]:

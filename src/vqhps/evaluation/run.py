@@ -18,9 +18,10 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from vqhps.body.anny import AnnyBody, anny_body
+from vqhps.body.named import named_body
 from vqhps.body.smpl import SMPLBody
-from vqhps.data.bodies import named_body
-from vqhps.data.crops import crop_keypoints, crop_rotations, plain_crops
+from vqhps.data.crops import crop_keypoints, crop_places, crop_rotations, plain_crops
+from vqhps.data.hard import Change
 from vqhps.data.sample import CROP_SCALE, Shards
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.metrics import confidence_interval, correct_keypoints, edge_ratios, volume_litres
@@ -39,13 +40,14 @@ class Bodies:
     camera: Float[np.ndarray, "N 3"]
 
 
-Model = Callable[[UInt8[np.ndarray, "N S S 3"]], Bodies]
+Model = Callable[[UInt8[np.ndarray, "N S S 3"], Float[np.ndarray, "N 3"]], Bodies]
+"""Crops, and their places in the photos (see `vqhps.data.crops.crop_places`), to bodies."""
 
 
 def bundle_model(bundle: Bundle) -> Model:
     """A bundle as the evaluators take it."""
 
-    def run(crops: UInt8[np.ndarray, "N S S 3"]) -> Bodies:
+    def run(crops: UInt8[np.ndarray, "N S S 3"], places: Float[np.ndarray, "N 3"]) -> Bodies:
         output = bundle.run(crops)
         return Bodies(output.vertices, output.joints, output.camera)
 
@@ -63,7 +65,7 @@ def mean_body_model() -> Model:
     shift = (vertices[:, :2].max(0) + vertices[:, :2].min(0)) / 2
     camera[1:] = -shift
 
-    def run(crops: UInt8[np.ndarray, "N S S 3"]) -> Bodies:
+    def run(crops: UInt8[np.ndarray, "N S S 3"], places: Float[np.ndarray, "N 3"]) -> Bodies:
         return Bodies(*(np.repeat(x[None], len(crops), 0).astype(np.float32) for x in (vertices, joints, camera)))
 
     return run
@@ -71,7 +73,8 @@ def mean_body_model() -> Model:
 
 def evaluate_people(
     model: Model, input_size: int, shards: Shards, out: Path | None = None, data: str = "synthetic-test",
-    crop_scale: float = CROP_SCALE, body_models: Path | None = None,
+    crop_scale: float = CROP_SCALE, body_models: Path | None = None, change: Change | None = None,
+    most: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Errors on people with known meshes, on the full mesh, under every protocol.
 
@@ -86,19 +89,25 @@ def evaluate_people(
         data: name of the data set, for the records.
         crop_scale: side of the model's crops over the long side of the box.
         body_models: folder of body files, searched first.
+        change: what is done to each crop first, see `vqhps.data.hard`.
+        most: only the first so many samples.
 
     Returns:
         The summary: means by protocol and metric, mm, PCK of the visible key points, the 95 % confidence interval of
         each (`interval_95`), and by `bounds` how far the worst predicted and the worst true meshes are from the
         template: see `edge_ratios` and `volume_litres`.
     """
+    everybody = np.arange(len(shards))[:most]
     names = np.unique(shards.labels["body"])
     bodies_of = {n: anny_body("full") if n == "anny" else named_body(str(n), body_models) for n in names}
     rotations, regressors = crop_rotations(shards), bodies_of[names[0]].joint_regressors
     template, faces = bodies_of[names[0]].template, bodies_of[names[0]].faces
     columns: dict[str, list[np.ndarray]] = {}
-    for rows in tqdm(np.array_split(np.arange(len(shards)), -(-len(shards) // 32)), data, unit="batch"):
-        bodies = model(plain_crops(shards, rows, input_size, crop_scale))
+    for rows in tqdm(np.array_split(everybody, -(-len(everybody) // 32)), data, unit="batch"):
+        crops = plain_crops(shards, rows, input_size, crop_scale)
+        if change is not None:
+            crops = np.stack([change(c, np.random.default_rng((0, int(r)))) for c, r in zip(crops, rows, strict=True)])
+        bodies = model(crops, crop_places(shards, rows, crop_scale))
         true = rotate(rotations[rows], _meshes(shards, rows, bodies_of))
         if bodies.vertices.shape != true.shape:
             raise VqhpsError(
@@ -126,7 +135,8 @@ def evaluate_people(
     bodily = {n: v for n, v in table.items() if n.endswith((" edges", "volume"))}
     summary = summarise({n: v for n, v in table.items() if n not in bodily})
     summary["bounds"] = {n: [float(v.min()), float(v.max())] for n, v in bodily.items()}
-    samples = [f"{p.name}:{n}" for p, n in zip(np.array(shards.paths)[shards.shard], shards.number, strict=True)]
+    numbers = zip(np.array(shards.paths)[shards.shard[everybody]], shards.number[everybody], strict=True)
+    samples = [f"{path.name}:{number}" for path, number in numbers]
     write_results(out, data, samples, table, summary)
     return summary
 

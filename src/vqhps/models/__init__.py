@@ -1,7 +1,15 @@
-"""Image models. `MODELS` maps the name of a method to its config class and its model class."""
+"""Image models. `MODELS` maps the name of a method to its config class and its model class: a new one is one line."""
 
-from torch import nn
+from typing import Any
 
+from vqhps.models.cliff import CLIFF, CLIFFConfig
+from vqhps.models.fastmetro import FastMETRO, FastMETROConfig
+from vqhps.models.hmr import HMR, HMRConfig
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 
-MODELS: dict[str, tuple[type, type[nn.Module]]] = {"vqhps": (VQHPSConfig, VQHPS)}
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "vqhps": (VQHPSConfig, VQHPS),
+    "hmr": (HMRConfig, HMR),
+    "cliff": (CLIFFConfig, CLIFF),
+    "fastmetro": (FastMETROConfig, FastMETRO),
+}

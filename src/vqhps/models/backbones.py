@@ -13,22 +13,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqhps.errors import VqhpsError
-from vqhps.models.blazepose import BLAZEPOSE_INPUT, BlazePose, Seen
+from vqhps.models.blazepose import BLAZEPOSE_INPUT, BlazePose, BlazePoseFeatures, Seen
 
-BackboneName = Literal["blazepose", "tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
+BackboneName = Literal["blazepose", "blazepose_features", "tf_efficientnet_lite0", "resnet50", "hrnet_w48"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _STAGES = {
     "blazepose": ("trunk", "tail", "head"),
+    "blazepose_features": ("trunk", "head"),
     "tf_efficientnet_lite0": ("net.conv_stem", "net.bn1", *(f"net.blocks.{i}" for i in range(7))),
     "resnet50": ("net.conv1", "net.bn1", "net.layer1", "net.layer2", "net.layer3", "net.layer4"),
     "hrnet_w48": ("net.conv1", "net.bn1", "net.conv2", "net.bn2", "net.layer1"),
 }
 _NORMALISATION = {
     "blazepose": ((0.0,) * 3, (1.0,) * 3),
+    "blazepose_features": ((0.0,) * 3, (1.0,) * 3),
     "tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
 }  # the others: ImageNet's
-_CHANNELS = {"blazepose": 288, "tf_efficientnet_lite0": 1280, "resnet50": 2048, "hrnet_w48": 720}
+_OWN = (BlazePose, BlazePoseFeatures)
+_CHANNELS = {
+    "blazepose": 288,
+    "blazepose_features": 288,
+    "tf_efficientnet_lite0": 1280,
+    "resnet50": 2048,
+    "hrnet_w48": 720,
+}
 
 
 class Backbone(nn.Module):
@@ -50,8 +59,8 @@ class Backbone(nn.Module):
         self.name = name
         self.body = body
         self.channels = _CHANNELS[name]
-        self.pooled_channels = body.pooled_channels if isinstance(body, BlazePose) else self.channels
-        self.input_size = BLAZEPOSE_INPUT if name == "blazepose" else None
+        self.pooled_channels = body.pooled_channels if isinstance(body, _OWN) else self.channels
+        self.input_size = BLAZEPOSE_INPUT if isinstance(body, _OWN) else None
         self.mean, self.std = _NORMALISATION.get(name, _IMAGENET)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Seen:
@@ -66,7 +75,7 @@ class Backbone(nn.Module):
         if self.input_size and tuple(image.shape[2:]) != (self.input_size,) * 2:
             raise VqhpsError(f"{self.name} reads crops of {self.input_size} px, got {tuple(image.shape[2:])}")
         with torch.autocast(image.device.type, enabled=False):
-            if isinstance(self.body, BlazePose):
+            if isinstance(self.body, _OWN):
                 return self.body(image.float())
             features = self.body(image.float())
             return Seen(features, features.mean((2, 3)))
@@ -83,7 +92,7 @@ class Backbone(nn.Module):
         Raises:
             VqhpsError: this backbone is in one piece.
         """
-        if not isinstance(self.body, BlazePose):
+        if not isinstance(self.body, _OWN):
             raise VqhpsError(f"features of {self.name} cannot be kept: only those of blazepose")
         return self.body.trunk
 
@@ -142,15 +151,15 @@ def create_backbone(name: BackboneName, weights: Path | None = None) -> Backbone
     Args:
         name: which.
         weights: a file of timm's weights of this network, read as plain tensors, or `pose_landmark_full.tflite` for
-            `blazepose`; without it the weights are random.
+            those of BlazePose; without it the weights are random.
 
     Raises:
         VqhpsError: the name is not known, or the file does not fit.
     """
     if name not in get_args(BackboneName):
         raise VqhpsError(f"no backbone '{name}'; known are {', '.join(get_args(BackboneName))}")
-    if name == "blazepose":
-        body: nn.Module = BlazePose()
+    if name in ("blazepose", "blazepose_features"):
+        body: nn.Module = BlazePose() if name == "blazepose" else BlazePoseFeatures()
         if weights is not None:
             body.load_tflite(weights)  # type: ignore[operator]
         return Backbone(name, body)

@@ -261,6 +261,33 @@ class BlazePose(nn.Module):
         self.load_state_dict({**self.state_dict(), **dict(zip(own, weights, strict=True))})
 
 
+class BlazePoseFeatures(nn.Module):
+    """BlazePose's map and vector without its key points; most of the network is in the trunk, so that the little that
+    is left runs fast on what the trunk made of a crop."""
+
+    channels, pooled_channels = BlazePose.channels, BlazePose.pooled_channels
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = BlazePose()
+        self.trunk, self.head = nn.Sequential(*network.trunk, *network.tail), network.head
+
+    def forward(self, image: Float[Tensor, "B 3 256 256"]) -> Seen:
+        """What it makes of RGB images in [0, 1]."""
+        return self.from_trunk(self.trunk(image))
+
+    def from_trunk(self, x: Float[Tensor, "B 288 8 8"]) -> Seen:
+        """The same from the output of `trunk`."""
+        return Seen(x, self.head(x).flatten(1))
+
+    def load_tflite(self, path: Path) -> None:
+        """See `BlazePose.load_tflite`."""
+        network = BlazePose()
+        network.load_tflite(path)
+        self.trunk.load_state_dict(nn.Sequential(*network.trunk, *network.tail).state_dict())
+        self.head.load_state_dict(network.head.state_dict())
+
+
 def _tflite_weights(content: bytes) -> list[Tensor]:
     """Weight and bias of each convolution that the landmarks depend on, in the order of the graph, as torch lays them
     out."""

@@ -42,13 +42,15 @@ class Attention(nn.Module):
         value: Float[Tensor, "B M D"],
         missing: Bool[Tensor, "B M"] | None = None,
         causal: bool = False,
+        among: Bool[Tensor, "Q M"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend; keys that are `missing` are not looked at."""
+        """Attend; keys that are `missing` are not looked at, or, where none can be, those that are not `among` a
+        query's."""
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
         )
-        mask = None if missing is None else ~missing[:, None, None]
+        mask = among if missing is None else ~missing[:, None, None]
         dropout = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.proj(mixed.transpose(1, 2).flatten(2))
@@ -98,10 +100,11 @@ class DecoderLayer(nn.Module):
         memory: Float[Tensor, "B M D"],
         positions: Float[Tensor, "B M D"],
         missing: Bool[Tensor, "B M"] | None,
+        among: Bool[Tensor, "T T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Update mesh tokens from the memory, whose positions go to the keys."""
+        """Update mesh tokens from the memory, whose positions go to the keys; each looks at those `among` its own."""
         x = self.norm1(tokens)
-        tokens = tokens + self.dropout(self.self_attention(x, x, x))
+        tokens = tokens + self.dropout(self.self_attention(x, x, x, among=among))
         attended = self.cross_attention(self.norm2(tokens), memory + positions, memory, missing)
         tokens = tokens + self.dropout(attended)
         return tokens + self.dropout(self.feed_forward(self.norm3(tokens)))

@@ -4,17 +4,17 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_6d, project, rotate
-from vqhps.models.backbones import BackboneName, create_backbone
+from vqhps.models.backbones import create_backbone
 from vqhps.models.first_guess import (
     MEAN_CAMERA,
     MEAN_ROTATION_6D,
@@ -25,25 +25,13 @@ from vqhps.models.first_guess import (
     keypoint_loss,
     with_confidence,
 )
+from vqhps.models.losses import keypoint_error, mesh_terms, over_known, weighted
+from vqhps.models.method import Method, MethodConfig
 from vqhps.models.output import Output
 from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
 
 Source = Literal["image", "keypoints"]
 Decode = Literal["argmax", "expected"]
-
-
-class Tokenizer(Protocol):
-    """What an image model needs of a tokenizer."""
-
-    num_tokens: int
-    num_codes: int
-    codebook: Float[Tensor, "G K D"]
-    book_of_token: Int[Tensor, "T"]
-
-    def regressor(self, name: str) -> Float[Tensor, "J Vc"]: ...
-    def decode(self, indices: Int[Tensor, "B T"]) -> Float[Tensor, "B Vc 3"]: ...
-    def decode_expected(self, probability: Float[Tensor, "B T K"]) -> Float[Tensor, "B Vc 3"]: ...
-    def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]: ...
 
 
 @dataclass(frozen=True)
@@ -75,15 +63,11 @@ class VQHPSLossConfig:
 
 
 @dataclass(frozen=True)
-class VQHPSConfig:
-    """Settings of `VQHPS`.
+class VQHPSConfig(MethodConfig):
+    """Settings of `VQHPS`; see `MethodConfig` for those of its backbone.
 
     Attributes:
-        backbone: network for image tokens.
         shared_backbone: take rotation and camera from the same network; `False`, as published, uses a second one.
-        freeze_norm: keep the statistics of the backbone's batch norms as they came: cheaper, and closer to real photos
-            than those of rendered ones.
-        frozen_stages: first parts of the backbone (stem, its norm, then blocks) that are not trained.
         sources: what the memory of the transformer is made of. Key points are those that come with the image, or those
             that the backbone finds (`blazepose`).
         hints: share of training samples that are shown the true key points, disturbed, in place of found ones.
@@ -99,10 +83,7 @@ class VQHPSConfig:
         loss: weights.
     """
 
-    backbone: BackboneName = "tf_efficientnet_lite0"
     shared_backbone: bool = True
-    freeze_norm: bool = True
-    frozen_stages: int = 0
     sources: tuple[Source, ...] = ("image",)
     hints: float = 0.0
     first_guess: bool = False
@@ -126,7 +107,7 @@ class Encoded(NamedTuple):
     keypoints: Float[Tensor, "B 17 4"] | None
 
 
-class VQHPS(nn.Module):
+class VQHPS(Method):
     """Predicts the codes of a canonical mesh, its rotation and the camera of the crop.
 
     Args:
@@ -139,10 +120,7 @@ class VQHPS(nn.Module):
     """
 
     def __init__(self, config: VQHPSConfig, tokenizer: nn.Module, backbone_weights: Path | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.guess_only = False
-        self.tokenizer: Tokenizer = tokenizer.requires_grad_(False).eval()  # type: ignore[assignment]
+        super().__init__(config, tokenizer)
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
         pooled = 0
         if "image" in config.sources:
@@ -173,26 +151,12 @@ class VQHPS(nn.Module):
         else:
             self.pose_head = PoseHead(pooled, dropout, config.head_activation)
 
-    def train(self, mode: bool = True) -> "VQHPS":
-        """As for any module, but the tokenizer stays in eval mode, and so do batch norms if they are frozen."""
-        super().train(mode)
-        self.tokenizer.eval()  # type: ignore[attr-defined]
-        if self.config.freeze_norm:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
-
-    def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-        """RGB images as the backbone wants them."""
-        mean, std = (images.new_tensor(x, dtype=torch.float32) * 255 for x in (self.backbone.mean, self.backbone.std))
-        return ((images - mean) / std).permute(0, 3, 1, 2)
-
     def forward(
         self,
         image: Float[Tensor, "B 3 H W"] | None = None,
         keypoints: Float[Tensor, "B J 4"] | None = None,
         trunk: Float[Tensor, "B Ct h w"] | None = None,
+        place: Float[Tensor, "B 3"] | None = None,
     ) -> Output:
         """Output on the coarse mesh, for training.
 
@@ -201,6 +165,7 @@ class VQHPS(nn.Module):
             keypoints: COCO-17 in crop coordinates, confidence, and depth in metres (0 if unknown); those without
                 confidence count as missing. Needed if `keypoints` is among the sources.
             trunk: in place of `image`, what the first part of the backbone made of it.
+            place: not looked at.
         """
         return self._output(self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
 
@@ -210,6 +175,23 @@ class VQHPS(nn.Module):
     ) -> Output:
         """Output on the full mesh; see `forward` for the arguments."""
         return self._output(self.encode(image, keypoints), self.config.decode, full=True)
+
+    @torch.no_grad()
+    def readings(
+        self, image: Tensor | None = None, trunk: Tensor | None = None, place: Tensor | None = None
+    ) -> dict[str, Output]:
+        """See `Method.readings`: the mesh of the best codes, and that of the expected ones."""
+        encoded = self.encode(image, None, trunk)
+        return {how: self._output(encoded, how, full=False) for how in get_args(Decode)}
+
+    @torch.no_grad()
+    def coarse(self, image: Tensor | None = None, trunk: Tensor | None = None, place: Tensor | None = None) -> Output:
+        """See `Method.coarse`."""
+        return self._output(self.encode(image, None, trunk), self.config.decode, full=False)
+
+    def true_mesh(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "B Vc 3"]:
+        """What the target tokens decode to."""
+        return self.tokenizer.decode(batch["indices"])
 
     def _output(self, encoded: Encoded, decode: Decode, full: bool) -> Output:
         logits, rotation_6d, camera = encoded.logits.float(), encoded.rotation_6d.float(), encoded.camera.float()
@@ -307,34 +289,19 @@ class VQHPS(nn.Module):
         return self.keypoint_in(features) + self.keypoint_names, positions, missing & ~none_seen
 
     def loss(self, output: Output, batch: Mapping[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        """Weighted losses of an output of `forward`; their sum is to be minimised.
-
-        Args:
-            output: on the coarse mesh.
-            batch: `indices` (B,T), `rotation` (B,3,3), `canonical_vertices` (B,Vc,3) m, `keypoints2d` (B,17,2) in crop
-                coordinates, `keypoints_weight` (B,17), `has_mesh` (B,), 1 where a sample has a true mesh and 0 where
-                it has keypoints only.
-        """
-        weights, has, logits = self.config.loss, batch["has_mesh"], output.logits
+        """See `Method.loss`."""
+        logits = output.logits
         assert logits is not None
-        vertices = rotate(batch["rotation"], batch["canonical_vertices"])
-        canonical = output.vertices @ output.rotation  # the inverse rotation, on rows
-        joints = self.tokenizer.regressor("coco17") @ vertices
-        reprojection = (project(output.joints, output.camera) - batch["keypoints2d"]).abs().mean(-1)
-        visible = batch["keypoints_weight"]
-        per_sample = {
-            "tokens": self._token_loss(logits, batch["indices"]),
-            "rotation": (output.rotation - batch["rotation"]).square().mean((1, 2)),
-            "vertices": (canonical - batch["canonical_vertices"]).abs().mean((1, 2)),
-            "joints": (output.joints - joints).abs().mean((1, 2)),
-        }
-        losses = {name: (value * has).sum() / has.sum().clamp(min=1) for name, value in per_sample.items()}
+        regressor, has = self.tokenizer.regressor("coco17"), batch["has_mesh"]
+        terms = {"tokens": self._token_loss(logits, batch["indices"]), **mesh_terms(output, batch, regressor)}
+        losses = over_known(terms, has)
         if output.keypoints is not None:
+            joints = regressor @ rotate(batch["rotation"], batch["canonical_vertices"])
             losses["keypoints"] = keypoint_loss(
-                output.keypoints, batch["keypoints2d"], visible, joint_depth(joints), has
+                output.keypoints, batch["keypoints2d"], batch["keypoints_weight"], joint_depth(joints), has
             )
-        losses["reprojection"] = (reprojection * visible).sum() / visible.sum().clamp(min=1)
-        return {name: value * getattr(weights, name) for name, value in losses.items() if getattr(weights, name) > 0}
+        losses["reprojection"] = keypoint_error(project(output.joints, output.camera), batch)
+        return weighted(losses, self.config.loss)
 
     @functools.cached_property
     def _soft_targets(self) -> Float[Tensor, "G K K"]:

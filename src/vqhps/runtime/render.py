@@ -86,6 +86,29 @@ def render_side(people: Sequence[Prediction], faces: np.ndarray, height: int = 6
     return render_row([_turn_to_side(p.vertices) for p in people], faces, colors, height)
 
 
+def render_crop(
+    crop: np.ndarray, vertices: np.ndarray, camera: np.ndarray, faces: np.ndarray, color: np.ndarray
+) -> np.ndarray:
+    """Draw a mesh over its crop, with the weak-perspective camera of the crop.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB.
+        vertices: (V, 3) metres, camera axes, body-centred.
+        camera: (3,) `(s, tx, ty)`.
+        faces: (F, 3).
+        color: (3,) in [0, 1].
+
+    Returns:
+        (S, S, 3) uint8 RGB, a new array.
+    """
+    side = len(crop)
+    line = ((np.arange(side) + 0.5) * (2 / side) - 1) / max(float(camera[0]), 1e-6)
+    x, y = np.meshgrid(line - camera[1], line - camera[2])
+    origins = np.stack([x, y, np.full_like(x, vertices[:, 2].min() - 1)], -1).astype(np.float32)
+    rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
+    return _blend(crop, _cast([vertices], faces, origins, rays, [color]), 0.85)
+
+
 def render_row(
     bodies: Sequence[np.ndarray], faces: np.ndarray, colors: Sequence[np.ndarray], height: int
 ) -> np.ndarray:

@@ -1,0 +1,47 @@
+"""Losses that several methods have, each once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vqhps.geometry import rotate
+from vqhps.models.output import Output
+
+
+def mesh_terms(
+    output: Output, batch: Mapping[str, Tensor], regressor: Float[Tensor, "J Vc"]
+) -> dict[str, Float[Tensor, "B"]]:
+    """Errors of a canonical mesh and its rotation, one value a sample: `rotation`, mean squared error of the matrix;
+    `vertices`, L1 of canonical vertices; `joints`, L1 of joints in camera axes; metres.
+
+    Args:
+        output: on the coarse mesh.
+        batch: `rotation` (B,3,3) and `canonical_vertices` (B,Vc,3).
+        regressor: of `output.joints`.
+    """
+    canonical = output.vertices @ output.rotation  # the inverse rotation, on rows
+    joints = regressor @ rotate(batch["rotation"], batch["canonical_vertices"])
+    return {
+        "rotation": (output.rotation - batch["rotation"]).square().mean((1, 2)),
+        "vertices": (canonical - batch["canonical_vertices"]).abs().mean((1, 2)),
+        "joints": (output.joints - joints).abs().mean((1, 2)),
+    }
+
+
+def over_known(terms: Mapping[str, Float[Tensor, "B"]], known: Float[Tensor, "B"]) -> dict[str, Float[Tensor, ""]]:
+    """Means over the samples that have a label (1, not 0)."""
+    return {name: (value * known).sum() / known.sum().clamp(min=1) for name, value in terms.items()}
+
+
+def keypoint_error(keypoints: Float[Tensor, "B 17 2"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """L1 of the known key points in crop coordinates."""
+    known = batch["keypoints_weight"]
+    apart = (keypoints - batch["keypoints2d"]).abs().mean(-1)
+    return (apart * known).sum() / known.sum().clamp(min=1)
+
+
+def weighted(losses: Mapping[str, Float[Tensor, ""]], weights: Any) -> dict[str, Float[Tensor, ""]]:
+    """Losses times their weights of the same name; those of weight zero are left out."""
+    return {name: value * getattr(weights, name) for name, value in losses.items() if getattr(weights, name) > 0}

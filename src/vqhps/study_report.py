@@ -1,0 +1,221 @@
+"""What a study found: tables, a plot with confidence bands, and the same photos through every method."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from vqhps.crop import crop_image
+from vqhps.data.crops import crop_places, plain_crops
+from vqhps.errors import VqhpsError
+from vqhps.evaluation.coco import labelled_people
+from vqhps.evaluation.torch_model import torch_model
+from vqhps.geometry import crop_from_box, default_focal
+from vqhps.runtime.export_mesh import whole_file, write_png
+from vqhps.runtime.photo import read_photo
+from vqhps.runtime.render import person_color, render_crop
+from vqhps.study import KEPT, Run, Study
+
+_BEGIN, _END = "<!-- study -->", "<!-- /study -->"
+_SHOWN, _PANEL_PX, _LABEL_PX = 8, 224, 28  # photos in the gallery (half of them rendered); side of a picture; of a line
+_SHORT = tuple(name.removeprefix("standard ") for name in KEPT)
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one entry on one number of samples, one a seed, and what each measured."""
+
+    runs: list[Run]
+    measures: list[Found]
+
+    @property
+    def name(self) -> str:
+        """Of the entry."""
+        return self.runs[0].entry.name
+
+    @property
+    def size(self) -> int:
+        """Training samples."""
+        return self.runs[0].size
+
+    def values(self, read: Callable[[Found], float]) -> np.ndarray:
+        """One number a seed."""
+        return np.array([read(found) for found in self.measures], float)
+
+    def cell(self, read: Callable[[Found], float], digits: int = 1) -> str:
+        """Mean and half of the 95 % interval over the seeds."""
+        values = self.values(read)
+        half = f" ± {interval(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{half}"
+
+
+def interval(values: np.ndarray) -> float:
+    """Half of Student's 95 % confidence interval of a mean; 0 for one value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return 0.0
+    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+
+
+def write_report(study: Study, rows: Sequence[Row], ablations: Sequence[Row], docs: Path | None) -> Path:
+    """Write `report.md`, `scarce.png` and `scarce_gallery.png` into the study's folder and, if asked, into docs.
+
+    Raises:
+        VqhpsError: the file of the docs lacks the section.
+    """
+    plot(rows, study.out / "scarce.png")
+    write_png(study.out / "scarce_gallery.png", gallery(study, rows))
+    report = study.out / "report.md"
+    content = "\n".join(_lines(study, rows, ablations)) + "\n"
+    with whole_file(report) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    if docs is not None:
+        text = docs.read_text(encoding="utf-8")
+        before, begin, rest = text.partition(_BEGIN)
+        _, end, after = rest.partition(_END)
+        if not begin or not end:
+            raise VqhpsError(f"{docs} has no section between {_BEGIN} and {_END} to write to")
+        with whole_file(docs) as temporary:
+            temporary.write_text(f"{before}{_BEGIN}\n{content}{_END}{after}", encoding="utf-8")
+        for picture in ("scarce.png", "scarce_gallery.png"):
+            shutil.copyfile(study.out / picture, docs.parent / picture)
+    return report
+
+
+def _lines(study: Study, rows: Sequence[Row], ablations: Sequence[Row]) -> list[str]:
+    config = study.config
+    training, entry = config.training, config.entries[0].model
+    lines = [
+        f"{training.steps} steps of {training.batch_size} crops for every run, seeds "
+        f"{', '.join(map(str, config.seeds))}; backbone `{entry.backbone}`, its first {entry.frozen_stages} parts "
+        f"frozen, {training.kept_views} kept views a sample; rates tried: {', '.join(f'{r:g}' for r in config.rates)}. "
+        f"Errors in mm under the protocol `standard` on {min(config.test_samples, len(study.test))} test samples; ± is "
+        "half of the 95 % interval over seeds (Student's t).",
+        "",
+    ]
+    photos = all("photos" in found for row in rows for found in row.measures)
+    lines += _table(
+        [
+            "method",
+            "samples",
+            "rate",
+            *_SHORT,
+            *(["photos PCK@0.1"] if photos else []),
+        ],
+        [[r.name, str(r.size), f"{r.runs[0].rate:g}", *_errors(r, photos)] for r in rows],
+    )
+    lines += ["", "![Errors over the number of training samples](scarce.png)", ""]
+    lines += ["Same photos, largest training set, first seed:", "", "![Gallery](scarce_gallery.png)", ""]
+    lines += ["### How bodily", ""]
+    names = list(rows[0].measures[0]["bodily"])
+    truth = study.truth()
+    cells = [[r.name, str(r.size), *(r.cell(lambda m, n=n: m["bodily"][n], 3) for n in names)] for r in rows]  # type: ignore[misc]
+    lines += _table(["method", "samples", *names], [["true meshes", "", *(f"{truth[n]:.3f}" for n in names)], *cells])
+    lines += ["", "### Dark and hard", "", "PA-MPJPE, mm, of the same models on changed crops.", ""]
+    hard = list(rows[0].measures[0]["hard"])
+    key = "standard PA-MPJPE"
+    lines += _table(
+        ["method", "samples", *hard],
+        [[r.name, str(r.size), *(r.cell(lambda m, n=n: m["hard"][n][key]) for n in hard)] for r in rows],  # type: ignore[misc]
+    )
+    last = [row for row in rows if row.size == rows[-1].size]
+    times = study.times([row.runs[0] for row in last])
+    lines += ["", "### Cost", "", "Measured in turns; a step without the optimizer, on kept features.", ""]
+    lines += _table(
+        ["method", "parameters", "a step, ms", "a prediction, ms"],
+        [[r.name, f"{r.measures[0]['parameters']:,}", *(f"{v:.1f}" for v in times[r.name].values())] for r in last],
+    )
+    if ablations:
+        lines += ["", "### Ablations", ""]
+        lines += _table(
+            ["variant", "samples", "rate", *_SHORT, *names],
+            [
+                [r.name, str(r.size), f"{r.runs[0].rate:g}", *_errors(r, False),
+                 *(r.cell(lambda m, n=n: m["bodily"][n], 3) for n in names)]  # type: ignore[misc]
+                for r in ablations
+            ],
+        )  # fmt: skip
+    return lines
+
+
+def _errors(row: Row, photos: bool) -> list[str]:
+    cells = [row.cell(lambda m, k=k: m["test"][k], 3 if k.startswith("PCK") else 1) for k in KEPT]  # type: ignore[misc]
+    return [*cells, row.cell(lambda m: m["photos"]["PCK@0.1"], 3)] if photos else cells
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw PVE and PA-MPJPE over the number of samples, a line a method, with its confidence band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    sizes = sorted({row.size for row in rows})
+    for axes, key in zip(figure.subplots(1, 2), ("standard PVE", "standard PA-MPJPE"), strict=True):
+        for number, name in enumerate(dict.fromkeys(row.name for row in rows)):
+            mine = [row.values(lambda m: m["test"][key]) for row in rows if row.name == name]  # noqa: B023
+            mean, half = np.array([v.mean() for v in mine]), np.array([interval(v) for v in mine])
+            x = [row.size for row in rows if row.name == name]
+            axes.plot(x, mean, "osDv^P"[number % 6] + "-", color=f"C{number}", label=name)
+            axes.fill_between(x, mean - half, mean + half, color=f"C{number}", alpha=0.15, linewidth=0)
+        axes.set(xlabel="training samples", ylabel=f"{key.removeprefix('standard ')}, mm", xscale="log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def gallery(study: Study, rows: Sequence[Row]) -> UInt8[np.ndarray, "H W 3"]:
+    """Photos, one a line, and over each the mesh of every method: first seed, largest number of samples."""
+    crops, places = _shown(study)
+    last = [row for row in rows if row.size == rows[-1].size]
+    faces = None
+    columns = [list(crops)]
+    for number, row in enumerate(last):
+        model = study.load(row.runs[0])
+        faces = model.tokenizer.mesh.get_buffer("faces").numpy()
+        bodies = torch_model(model, study.memory)(crops, places)
+        columns.append([
+            render_crop(c, v, camera, faces, person_color(number))
+            for c, v, camera in zip(crops, bodies.vertices, bodies.camera, strict=True)
+        ])  # fmt: skip
+    panels = [
+        np.concatenate([np.asarray(Image.fromarray(p).resize((_PANEL_PX,) * 2)) for p in line], 1)
+        for line in zip(*columns, strict=True)
+    ]
+    picture = Image.fromarray(np.pad(np.concatenate(panels), ((_LABEL_PX, 0), (0, 0), (0, 0)), constant_values=255))
+    for number, label in enumerate(("photo", *(f"{row.name}, {row.size:,}" for row in last))):
+        place = ((number + 0.5) * _PANEL_PX, _LABEL_PX / 2)
+        ImageDraw.Draw(picture).text(place, label, "black", ImageFont.load_default(16), anchor="mm")
+    return np.asarray(picture)
+
+
+def _shown(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Crops and their places: test samples at even distances and, if there are photos, as many people in those."""
+    size, config = study.config.training.final_image_size, study.config
+    count = _SHOWN // 2 if config.photos else _SHOWN
+    rows = np.unique(np.linspace(0, len(study.test) - 1, count).astype(int))
+    crops, places = [plain_crops(study.test, rows, size)], [crop_places(study.test, rows)]
+    if config.photos:
+        people = labelled_people(Path(config.photos))
+        for number in np.unique(np.linspace(0, len(people) - 1, count).astype(int)):
+            photo = read_photo(people[number].photo)
+            center, side = (x[0] for x in crop_from_box(people[number].box[None]))
+            wide = np.array(photo.image.shape[1::-1])
+            focal = photo.focal or default_focal(int(wide[0]), int(wide[1]))
+            crops.append(crop_image(photo.image, center, float(side), size)[None])
+            places.append(np.array([[*(center - wide / 2), side]]) / focal)
+    return np.concatenate(crops), np.concatenate(places).astype(np.float32)
