@@ -84,14 +84,23 @@ class AnnyBody:
         transforms[..., :3, :3] = _TO_BODY_AXES.T @ pose @ _TO_BODY_AXES
         return self.model(transforms, shape)["vertices"] @ _TO_BODY_AXES.T
 
-    @torch.no_grad()
     def rest(self, shape: Float[Tensor, "B S"]) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"]]:
         """Vertices and bone heads in the rest pose, metres in body axes."""
+        return self.rest_with_tails(shape)[:2]
+
+    @torch.no_grad()
+    def rest_with_tails(
+        self, shape: Float[Tensor, "B S"]
+    ) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"], Float[Tensor, "B K 3"]]:
+        """Vertices, heads and tails of the bones in the rest pose, metres in body axes, the root's head at the origin."""
         model = self.model
         none = torch.zeros(1, 0)
         rest = model.get_rest_model(model._get_phenotype_blendshape_coefficients(shape, none, none))
-        heads = rest["rest_bone_heads"]
-        return (rest["rest_vertices"] - heads[:, :1]) @ _TO_BODY_AXES.T, (heads - heads[:, :1]) @ _TO_BODY_AXES.T
+        root = rest["rest_bone_heads"][:, :1]
+        vertices, heads, tails = (
+            (rest[name] - root) @ _TO_BODY_AXES.T for name in ("rest_vertices", "rest_bone_heads", "rest_bone_tails")
+        )
+        return vertices, heads, tails
 
     def sample_shape(
         self, count: int, rng: np.random.Generator, children: bool = False
