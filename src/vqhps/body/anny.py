@@ -92,7 +92,7 @@ class AnnyBody:
     def rest_with_tails(
         self, shape: Float[Tensor, "B S"]
     ) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"], Float[Tensor, "B K 3"]]:
-        """Vertices, heads and tails of the bones in the rest pose, metres in body axes, the root's head at the origin."""
+        """Vertices, heads and tails of the bones in the rest pose, metres in body axes from the root's head."""
         model = self.model
         none = torch.zeros(1, 0)
         rest = model.get_rest_model(model._get_phenotype_blendshape_coefficients(shape, none, none))
