@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vqhps.cli_animate import Animate, EvaluateRig, ExportRig
 from vqhps.cli_prepare import Prepare3dpw, PrepareAmass, PrepareEmdb, PrepareSynthetic, bedlam_format
 from vqhps.cli_train import (
     BenchModel,
@@ -181,12 +182,14 @@ class BenchTokenizer:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
+    "animate": Animate,
     "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,
     "evaluate": Evaluate,
     "evaluate predictions": EvaluatePredictions,
     "evaluate rate-distortion": EvaluateRateDistortion,
+    "evaluate rig": EvaluateRig,
     "prepare 3dpw": Prepare3dpw,
     "prepare emdb": PrepareEmdb,
     "prepare coco": bedlam_format("coco", "COCO (coco.npz)"),
@@ -198,6 +201,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare synthetic": PrepareSynthetic,
     "convert": Convert,
     "export": Export,
+    "export rig": ExportRig,
     "download": Download,
     "bench predict": BenchPredict,
     "bench model": BenchModel,

@@ -187,7 +187,7 @@ def _animate(
 
     times = scene.array(seconds[seen].astype(np.float32), bounds=True)
     turns = _turns(person)
-    for bone in np.flatnonzero(rig.moves):
+    for bone in np.flatnonzero(rig.moves).tolist():
         channel(bone, "rotation", times, turns[:, bone], gltf.ANIM_LINEAR)
     channel(0, "translation", times, y_up(person.translation).astype(np.float32), gltf.ANIM_LINEAR)
     if not seen.all():

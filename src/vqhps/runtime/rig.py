@@ -219,8 +219,15 @@ def quadratic(shape: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones_like(shape[:, :1]), shape, shape[:, first] * shape[:, second]], 1)
 
 
+_BUNDLES = Path(__file__).parents[1] / "bundles"
+
+
 @functools.cache
 def default_rig() -> Rig:
     """The rig of the body that ships with the package."""
-    folder = Path(__file__).parents[1] / "bundles"
-    return Rig.load(folder / "rig.npz", folder / "tokenizer" / "body.npz")
+    return Rig.load(_BUNDLES / "rig.npz", default_faces())
+
+
+def default_faces() -> Path:
+    """The `.npz` with the faces of that body."""
+    return _BUNDLES / "tokenizer" / "body.npz"

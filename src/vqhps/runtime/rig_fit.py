@@ -172,9 +172,7 @@ class _Bones:
         if reshape:
             basis = zip(self.rig.control_basis, self.rig.joint_basis[:, self.kept], strict=True)
             fields += [self._levers(turn, 0 * root, *column)[0].sum(1) for column in basis]
-        delta, shape_delta = _solve(
-            lever, np.stack(fields, 1), self.share, _SHAPE_RIDGE / len(self.rig.skin_bones), shape
-        )
+        delta, change = _solve(lever, np.stack(fields, 1), self.share, shape)
         small = matrix_from_vector(delta[:, :-1]).astype(np.float32)
         local = self._relative(turn, small @ turn)
         local = local @ (1.5 * np.eye(3, dtype=np.float32) - 0.5 * local.transpose(0, 1, 3, 2) @ local)  # or it drifts
