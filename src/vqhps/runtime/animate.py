@@ -12,7 +12,7 @@ import numpy as np
 
 from vqhps.errors import VqhpsError
 from vqhps.runtime.export_motion import View, write_animation_glb
-from vqhps.runtime.motion import (
+from vqhps.runtime.body_motion import (
     PersonMotion,
     Timeline,
     write_bvh,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vqhps.runtime.export_mesh import material, vertex_normals, whole_file, y_up
-from vqhps.runtime.motion import PersonMotion, Timeline
+from vqhps.runtime.body_motion import PersonMotion, Timeline
 from vqhps.runtime.render import person_color
 from vqhps.runtime.rig import Rig
 
