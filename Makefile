@@ -1,7 +1,8 @@
 # make demo [IMAGE=photo.jpg]   install the base package into .venv and predict a photo
 # make test                     install everything into .venv-dev and run the tests
 # make lint                     ruff and mypy, in .venv-dev
-# make clean                    remove both environments and the demo's output
+# make docs                     the documentation site into site/, in .venv-dev; warnings are errors
+# make clean                    remove both environments, the demo's output and the site
 
 SHELL := /bin/bash
 IMAGE ?= demo/astronaut.png
@@ -13,7 +14,7 @@ BIN := .venv/bin
 DEV := .venv-dev/bin
 PACKAGE := pyproject.toml constraints.txt README.md $(shell find src -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/.installed $(filter demo/astronaut.png,$(IMAGE))
 	$(BIN)/vqhps predict $(IMAGE) -o demo
@@ -26,8 +27,11 @@ lint: .venv-dev/.installed
 	$(DEV)/ruff format --check .
 	$(DEV)/mypy
 
+docs: .venv-dev/.installed
+	NO_MKDOCS_2_WARNING=1 $(DEV)/python -m mkdocs build --quiet --strict
+
 clean:
-	rm -rf .venv .venv-dev demo
+	rm -rf .venv .venv-dev demo site
 
 demo/astronaut.png: | .venv/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt scikit-image
@@ -47,5 +51,5 @@ demo/astronaut.png: | .venv/.installed
 	$(PYTHON) -m venv .venv-dev
 
 .venv-dev/.installed: pyproject.toml constraints.txt | .venv-dev/bin/python
-	$(DEV)/python -m pip install --quiet -c constraints.txt -e ".[train,dev]"
+	$(DEV)/python -m pip install --quiet -c constraints.txt -e ".[train,dev,docs]"
 	@touch $@

@@ -155,15 +155,20 @@ def test_unknown_recipe_names_the_shipped_ones(capsys):
     assert len(errors) == 1 and "shipped are" in errors[0]
 
 
-def test_bench(photo, bundle, capsys, monkeypatch):
+def test_bench(photo, bundle, tmp_path, capsys, monkeypatch):
+    from moving_people import encode
     from vqhps.runtime import bench, detect
     from vqhps.runtime.predictor import Predictor
 
     found = detect.BoxDetector([[60.0, 20.0, 130.0, 150.0]])
-    monkeypatch.setattr(bench, "Predictor", lambda chosen: Predictor(chosen, found))
-    assert cli.main(["bench", "predict", str(photo), "--runs", "2", *bundle]) == 0
+    monkeypatch.setattr(bench, "Predictor", lambda chosen, _=None: Predictor(chosen, found))
+    monkeypatch.setattr(bench, "BlazePoseDetector", lambda threads: found)
+    clip = encode(tmp_path / "clip.mp4", [np.full((180, 200, 3), 90, np.uint8)] * 9)
+    assert cli.main(["bench", "predict", str(photo), "--videos", str(clip), "--runs", "2", *bundle]) == 0
     timings = json.loads(capsys.readouterr().out)
     assert timings["people"] == 1 and timings["predict_ms"] > 0
+    video = timings["clip.mp4"]
+    assert (video["frames"], video["people"]) == (9, 1) and video["decoded_a_second"] > video["frames_a_second"] > 0
     assert cli.main(["bench", "predict", str(photo), "--runs", "0", *bundle]) == 2
 
 

@@ -136,6 +136,8 @@ def test_kept_features_need_a_frozen_part(folder: Path, monkeypatch: pytest.Monk
         )  # fmt: skip
     with pytest.raises(VqhpsError, match="keypoint_steps needs a backbone that finds key points"):
         train_image_model(recipe(folder, "a", keypoint_steps=1))
+    with pytest.raises(VqhpsError, match="keypoint_mesh needs keypoint_steps"):
+        train_image_model(kept_recipe(folder, "a", keypoint_steps=1, keypoint_mesh=0.3))
     with pytest.raises(VqhpsError, match="no folder nowhere/mocap"):
         train_image_model(recipe(folder, "a", motion="nowhere"))
     with pytest.raises(VqhpsError, match="lifting_steps needs"):
@@ -170,19 +172,21 @@ def test_a_folder_with_another_model_is_not_overwritten(folder: Path) -> None:
 
 
 def build(
-    folder: Path, out: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, out: str, monkeypatch: pytest.MonkeyPatch, mesh: float
 ) -> tuple[VQHPS, Shards, np.ndarray, ImageTrainingConfig]:
     monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
-    config = kept_recipe(folder, out, keypoint_steps=3, keypoint_batch=2, average=0.5)
+    config = kept_recipe(folder, out, keypoint_steps=3, keypoint_batch=2, keypoint_mesh=mesh, average=0.5)
     torch.manual_seed(0)
     model = training_image._build(config)
     shards = Shards(find_shards(folder / "shards", "train"))
     return model, shards, shard_tokens(shards, model.tokenizer), config  # type: ignore[arg-type]
 
 
-def test_key_point_training_goes_on_exactly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, *rest = build(folder, "whole", monkeypatch)
+@pytest.mark.parametrize("mesh", [0.0, 0.3])
+def test_key_point_training_goes_on_exactly(folder: Path, monkeypatch: pytest.MonkeyPatch, mesh: float) -> None:
+    model, *rest = build(folder, "whole", monkeypatch, mesh)
     start = {n: v.clone() for n, v in model.backbone.body.state_dict().items()}
+    guess = {n: v.clone() for n, v in model.guess.state_dict().items()}
     train_keypoints(model, *rest)
     whole = model.backbone.body.state_dict()
     moved = {
@@ -191,8 +195,10 @@ def test_key_point_training_goes_on_exactly(folder: Path, monkeypatch: pytest.Mo
     assert not {f"trunk.{i}" for i in range(7)} & moved
     assert {"trunk.7", "trunk.12", "tail.0", "head.0", "landmarks.weight"} <= moved
     assert not any(p.requires_grad for p in model.backbone.trunk.parameters())  # as the recipe wants it afterwards
+    trained = {n for n, v in model.guess.state_dict().items() if not torch.equal(v, guess[n])}
+    assert ({"latents.weight", "rotation.bias", "keypoint_in.weight", "vector_in.2.weight"} <= trained) == (mesh > 0)
 
-    parts, *rest = build(folder, "parts", monkeypatch)
+    parts, *rest = build(folder, "parts", monkeypatch, mesh)
 
     def stop(step: int, *_: int) -> float:
         if step == 2:
@@ -203,9 +209,10 @@ def test_key_point_training_goes_on_exactly(folder: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training_keypoints, "rate_share", stop)
         train_keypoints(parts, *rest)
-    parts, *rest = build(folder, "parts", monkeypatch)
+    parts, *rest = build(folder, "parts", monkeypatch, mesh)
     train_keypoints(parts, *rest)
     same(parts.backbone.body.state_dict(), whole)
+    same(parts.guess.state_dict(), model.guess.state_dict())
 
 
 def test_the_whole_training_begins_with_key_points(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,17 +14,27 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vqhps.cli_animate import Animate, EvaluateRig, ExportRig
-from vqhps.cli_prepare import Prepare3dpw, PrepareAmass, PrepareEmdb, PrepareSynthetic, bedlam_format
+from vqhps.cli_app import App
+from vqhps.cli_prepare import (
+    Prepare3dpw,
+    PrepareAmass,
+    PrepareEmdb,
+    PrepareSynthetic,
+    PrepareSyntheticVideo,
+    bedlam_format,
+)
 from vqhps.cli_train import (
     BenchModel,
     Convert,
     Evaluate,
     EvaluatePredictions,
     EvaluateRateDistortion,
+    EvaluateVideo,
     Export,
     TrainImageModel,
     TrainTokenizer,
 )
+from vqhps.cli_video import Video
 from vqhps.errors import VqhpsError
 
 Box = tuple[float, float, float, float]
@@ -142,20 +152,24 @@ class Download:
 
 @dataclass
 class BenchPredict:
-    """Time a prediction: milliseconds of each stage, median of the runs, and peak memory."""
+    """Time a prediction: milliseconds of each stage, median of the runs, and peak memory; frames a second of videos."""
 
     photo: tyro.conf.Positional[Path]
     """A photo with people."""
+    videos: tuple[Path, ...] = ()
+    """Videos to follow the people of, once each, without overlay."""
     runs: int = 20
-    """Repetitions."""
+    """Repetitions of the photo."""
     bundle: Path | None = None
     """Folder of another model."""
 
     def run(self) -> int:
         """Print the timings as JSON."""
-        from vqhps.runtime.bench import bench_predict
+        from vqhps.runtime.bench import bench_predict, bench_video
 
-        print(json.dumps(bench_predict(self.photo, self.runs, self.bundle), indent=1))
+        report: dict[str, Any] = {**bench_predict(self.photo, self.runs, self.bundle)}
+        report |= {video.name: bench_video(video, self.bundle) for video in self.videos}
+        print(json.dumps(report, indent=1))
         return 0
 
 
@@ -182,6 +196,8 @@ class BenchTokenizer:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
+    "video": Video,
+    "app": App,
     "animate": Animate,
     "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
@@ -189,6 +205,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "evaluate predictions": EvaluatePredictions,
     "evaluate rate-distortion": EvaluateRateDistortion,
+    "evaluate video": EvaluateVideo,
     "evaluate rig": EvaluateRig,
     "prepare 3dpw": Prepare3dpw,
     "prepare emdb": PrepareEmdb,
@@ -199,6 +216,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare bedlam": bedlam_format("bedlam", "BEDLAM (every .npz under the root)"),
     "prepare amass": PrepareAmass,
     "prepare synthetic": PrepareSynthetic,
+    "prepare synthetic-video": PrepareSyntheticVideo,
     "convert": Convert,
     "export": Export,
     "export rig": ExportRig,

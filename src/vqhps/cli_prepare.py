@@ -36,6 +36,38 @@ class PrepareSynthetic:
 
 
 @dataclass
+class PrepareSyntheticVideo:
+    """Render a video of moving people with its truth: what `vqhps evaluate video` compares with."""
+
+    out: Path
+    """Folder for clip-PEOPLE-SEED.mp4 and clip-PEOPLE-SEED.truth.npz; files that exist are kept."""
+    data_root: Path
+    """Folder that holds mocap/, clothes/ and backgrounds/."""
+    people: Literal[1, 2, 3] = 1
+    """More than one walk past each other in the middle of the clip."""
+    seconds: float = 20.0
+    """Of the clip."""
+    fps: int = 25
+    """Frames a second."""
+    size: tuple[int, int] = (1280, 720)
+    """Width and height, px."""
+    seed: int = 0
+    """Of everything random."""
+    split: Literal["train", "test"] = "test"
+    """Which subjects, garments, skins and panoramas."""
+    repeat: int = 1
+    """Play the clip forth and back so many times: a long video for the rendering time of a short one."""
+
+    def run(self) -> int:
+        """Print the video."""
+        from vqhps.data.synthetic.video import VideoSettings, prepare_synthetic_video
+
+        settings = VideoSettings(self.people, self.seconds, self.fps, self.size, self.seed, self.repeat)
+        print(prepare_synthetic_video(self.out, self.data_root, self.split, settings))
+        return 0
+
+
+@dataclass
 class PreparePeople:
     """What the data sets of photos have in common."""
 

@@ -181,6 +181,30 @@ class EvaluatePredictions:
 
 
 @dataclass
+class EvaluateVideo:
+    """Score predictions on a video: who is found and kept, errors of the joints, acceleration, jitter and lag."""
+
+    truth: Path
+    """The .truth.npz beside the video."""
+    predictions: tuple[Path, ...]
+    """The .npz of `vqhps video`, one or several of the same video."""
+    out: Path | None = None
+    """Folder for results.csv (a row a true person and frame) and results.json; a folder each for several."""
+
+    def run(self) -> int:
+        """Print the summaries as JSON, and several as a table."""
+        from vqhps.evaluation.video import evaluate_video, side_by_side
+
+        if not self.predictions:
+            raise VqhpsError("give at least one file with --predictions")
+        summaries = evaluate_video(self.predictions, self.truth, self.out)
+        print(json.dumps(summaries, indent=1))
+        if len(summaries) > 1:
+            print(side_by_side(summaries))
+        return 0
+
+
+@dataclass
 class EvaluateRateDistortion:
     """Fit tokenizers of many sizes to the same bodies: bits a mesh against the error, as a table and a plot."""
 

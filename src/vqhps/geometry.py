@@ -153,7 +153,8 @@ def full_translation(camera: Array, center: Array, size: Array, focal: Array, pr
 
     Args:
         camera: (B, 3) `(s, tx, ty)`.
-        center, size: crop in px, (B, 2) and (B,).
+        center: (B, 2) px, of the crops.
+        size: (B,) px, their sides.
         focal: (B,) px.
         principal: (B, 2) px.
 
@@ -205,7 +206,7 @@ def fit_rotation(source: Array, target: Array, weight: Array | None = None) -> A
 
 
 def nearest_rotation(matrix: Array) -> Array:
-    """Rotations (..., 3, 3) nearest to any matrices (..., 3, 3); never a mirror."""
+    """Rotations (..., 3, 3) nearest to matrices in the Frobenius norm; of a mean of rotations: their chordal mean."""
     xp = array_namespace(matrix)
     u, _, vh = xp.linalg.svd(matrix, full_matrices=False)
     sign = xp.sign(xp.linalg.det(u @ vh))

@@ -48,6 +48,8 @@ class ImageTrainingConfig:
             `vqhps.training_keypoints`.
         keypoint_batch: crops a step of that.
         keypoint_rate: highest rate of that, relative to the size of the weights.
+        keypoint_mesh: weight of the losses of the first guess's mesh in that, which then trains the guess along; for
+            one that was trained before (`start_from`).
         cut_copies: how often that sees people cut by the frame, compared to others.
         lifting_steps: then train the model's first guess from true, disturbed key points alone, without images.
         motion: folder that holds `mocap/`, for bodies to lift (`vqhps.data.lifting`); without it, the labels of the
@@ -88,6 +90,7 @@ class ImageTrainingConfig:
     keypoint_steps: int = 0
     keypoint_batch: int = 32
     keypoint_rate: float = 1.5e-3
+    keypoint_mesh: float = 0.0
     cut_copies: int = 1
     lifting_steps: int = 0
     motion: str | None = None

@@ -13,6 +13,7 @@ from vqhps.evaluation.detector import evaluate_detector
 from vqhps.runtime import download
 from vqhps.runtime.blazepose import (
     KEYPOINT_NAMES,
+    Candidates,
     Roi,
     anchors,
     roi_from_points,
@@ -23,6 +24,7 @@ from vqhps.runtime.detect import (
     BoxDetector,
     Detection,
     box_iou,
+    filled,
     nms,
     pose_similarity,
     read_boxes,
@@ -197,6 +199,34 @@ def test_views_cover_the_photo(width: int, height: int, count: int) -> None:
         assert (corners[:, 0].min(0) <= 0).all()
         assert (corners[:, 1].max(0) >= (width, height)).all()
     assert len(views(640, 480, 2)) > 5
+
+
+def test_share_of_a_tile_that_a_person_fills() -> None:
+    tile = Roi(np.array([50.0, 50.0]), 100.0)
+    assert filled(tile, Roi(np.array([50.0, 50.0]), 120.0)) == 1
+    assert filled(tile, Roi(np.array([100.0, 50.0]), 100.0)) == 0.5
+    assert filled(tile, Roi(np.array([50.0, 50.0]), 60.0, np.pi / 6)) == pytest.approx(0.36, abs=0.03)
+    assert filled(tile, Roi(np.array([200.0, 50.0]), 100.0)) == 0
+
+
+def test_tiles_that_one_person_fills_are_not_looked_at(
+    detector: BlazePoseDetector, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """She fills her photo; in the corner of a larger one, all tiles but her own are looked at."""
+    looks: list[Roi] = []
+    model = detector._detection
+
+    def look(image: np.ndarray, view: Roi, threshold: float) -> Candidates:
+        looks.append(view)
+        return model(image, view, threshold)
+
+    monkeypatch.setattr(detector, "_detection", look)
+    large = np.full((1100, 1100, 3), 128, np.uint8)
+    large[:512, :512] = astronaut
+    for photo, tiles in ((astronaut, range(0, 2)), (large, range(3, 5))):
+        looks.clear()
+        assert len(detector(photo)) == 1
+        assert len(looks) - 1 in tiles
 
 
 def test_boxes_file(tmp_path: Path) -> None:

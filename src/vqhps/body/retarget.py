@@ -136,7 +136,9 @@ def retarget(
     Args:
         skeleton: the source.
         local: rotations of its joints relative to their parents; the rest pose is the identity.
-        bone_names, bone_parents, rest_joints: of the body; joints in metres, body axes.
+        bone_names: of the body.
+        bone_parents: the parent of each bone.
+        rest_joints: of the body at rest, metres, body axes.
 
     Returns:
         `pose` for `BodyModel.forward` with the identity at the root, and the global rotation (T, 3, 3) from body axes

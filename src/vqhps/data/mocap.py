@@ -107,15 +107,23 @@ def load_poses(data_root: Path, split: Split, distance: float = 0.1, sources: tu
     return bank
 
 
-def joint_positions(pose: Float[np.ndarray, "T K 3 3"]) -> Float[np.ndarray, "T K 3"]:
-    """Joints of the default body in body axes, metres, the root at the origin."""
+def joint_positions(
+    pose: Float[np.ndarray, "T K 3 3"], rest: Float[np.ndarray, "K 3"] | None = None
+) -> Float[np.ndarray, "T K 3"]:
+    """Joints in body axes, metres, the root at the origin.
+
+    Args:
+        pose: of the default body's bones.
+        rest: joints in the rest pose; the default body's by default.
+    """
     from vqhps.body.anny import anny_body
 
     body = anny_body("coarse")
+    rest = body.rest_joints if rest is None else rest
     turned, position = [pose[:, 0]], [np.zeros((len(pose), 3), np.float32)]
     for bone in range(1, len(body.bone_names)):
         parent = body.bone_parents[bone]
-        offset = body.rest_joints[bone] - body.rest_joints[parent]
+        offset = rest[bone] - rest[parent]
         position.append(position[parent] + turned[parent] @ offset)
         turned.append(turned[parent] @ pose[:, bone])
     return np.stack(position, 1)
@@ -148,6 +156,18 @@ def _cmu(root: Path) -> Iterator[tuple[str, Skeleton, np.ndarray]]:
         quaternions = data["quat_wxyz"].astype(np.float64)
         for name, start, length in zip(data["clip_name"], data["clip_start"], data["clip_len"], strict=True):
             yield str(name), skeleton, matrix_from_quaternion(quaternions[start : start + length])
+
+
+def cmu_roots(data_root: Path) -> dict[str, Float[np.ndarray, "T 3"]]:
+    """Path of the hips of each CMU clip, by its name in `load_clips`: metres, world with y up.
+
+    Raises:
+        VqhpsError: the motion file is not there.
+    """
+    with np.load(_open(Path(data_root) / "mocap" / "cmu_mb_30fps.npz"), allow_pickle=False) as data:
+        roots = data["root_pos_m"].astype(np.float64)
+        clips = zip(data["clip_name"], data["clip_start"], data["clip_len"], strict=True)
+        return {f"cmu/{name}": roots[start : start + length] for name, start, length in clips}
 
 
 def _dance(root: Path) -> Iterator[tuple[str, Skeleton, np.ndarray]]:

@@ -46,7 +46,8 @@ def mesh_errors(
 
     Args:
         protocol: how.
-        predicted, true: full meshes in the axes of the same camera, metres.
+        predicted: full meshes, camera axes, metres.
+        true: full meshes in the axes of the same camera, metres.
         regressor: the protocol's joint set of that mesh.
     """
     joints, true_joints = regressor @ predicted, regressor @ true

@@ -145,7 +145,8 @@ def pck_columns(predicted: Any, true: Any, labelled: Any, diagonal: Any, of: str
     """Columns for `summarise`: correct key points at three shares of the diagonals of the boxes, and labelled ones.
 
     Args:
-        predicted, true: (N, J, 2) in one unit.
+        predicted: (N, J, 2), in any unit.
+        true: (N, J, 2), in the same unit.
         labelled: (N, J).
         diagonal: (N,) in that unit.
         of: put before the names of the columns: whose key points they are, and a space.

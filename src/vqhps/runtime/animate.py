@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from vqhps.errors import VqhpsError
-from vqhps.runtime.export_motion import View, write_animation_glb
 from vqhps.runtime.body_motion import (
     PersonMotion,
     Timeline,
@@ -20,6 +20,7 @@ from vqhps.runtime.body_motion import (
     write_motion_json,
     write_motion_npz,
 )
+from vqhps.runtime.export_motion import View, write_animation_glb
 from vqhps.runtime.rig import Rig
 from vqhps.runtime.rig_fit import SHAPE_FRAMES, Fit, fit, fit_shape
 from vqhps.runtime.viewer import write_viewer
@@ -65,8 +66,9 @@ class Predictions:
                 with zipfile.ZipFile(path) as parts, parts.open("vertices.npy") as file:
                     shape = _header(file)[0]
         except KeyError as error:
+            missing = str(error.args[0]).split(" ")[0]
             raise VqhpsError(
-                f"{path} lacks {str(error.args[0]).split(' ')[0]}: give what `vqhps video --vertices` or `vqhps predict` wrote"
+                f"{path} has no {missing}: give what `vqhps video --vertices` or `vqhps predict` wrote"
             ) from error
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise VqhpsError(f"{path} cannot be read as .npz ({str(error).splitlines()[0]})") from error
@@ -81,7 +83,7 @@ class Predictions:
             raise VqhpsError(f"{path}: {', '.join(_ROWS)} must have as many rows as vertices, {shape[0]}")
         frame, time, person, rotation, translation = rows
         keys = np.stack([frame, person], 1).tolist()
-        if any(a >= b for a, b in zip(keys, keys[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(keys)):
             raise VqhpsError(f"{path}: rows must be sorted by frame, then person, each once")
         if not all(np.isfinite(row).all() for row in rows):
             raise VqhpsError(f"{path} holds numbers that are not finite")

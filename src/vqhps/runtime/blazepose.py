@@ -61,6 +61,11 @@ class Roi:
         matrix = self.matrix()
         return points @ matrix[:, :2].T + matrix[:, 2]
 
+    def from_image(self, points: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "P 2"]:
+        """Map image px to square coordinates; those of the square are in [0,1]."""
+        matrix = self.matrix()
+        return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+
 
 @dataclass(frozen=True)
 class Candidates:

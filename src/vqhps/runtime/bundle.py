@@ -117,8 +117,12 @@ class Bundle:
         self._session = session
 
     @staticmethod
-    def load(folder: Path | str) -> Bundle:
+    def load(folder: Path | str, threads: int | None = None) -> Bundle:
         """Read a bundle.
+
+        Args:
+            folder: of its files.
+            threads: of each run; at most four of the cores this process may use by default.
 
         Raises:
             VqhpsError: the folder or a file is missing, damaged, or of another format version.
@@ -127,7 +131,7 @@ class Bundle:
         require_files(folder, _FILES)
         info = read_info(folder / "bundle.json", BundleInfo)
         faces = read_faces(folder / "body.npz")
-        return Bundle(info, faces, open_session(folder / "model.onnx", ("image",), OUTPUTS))
+        return Bundle(info, faces, open_session(folder / "model.onnx", ("image",), OUTPUTS, threads))
 
     def run(self, crops: np.ndarray) -> BundleOutput:
         """Predict the bodies in crops.
@@ -144,8 +148,8 @@ class Bundle:
         return BundleOutput(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def default_bundle() -> Bundle:
-    """The model that ships with the package.
+def default_bundle(threads: int | None = None) -> Bundle:
+    """The model that ships with the package; `threads` as in `Bundle.load`.
 
     Raises:
         VqhpsError: this installation has none.
@@ -153,7 +157,7 @@ def default_bundle() -> Bundle:
     folder = Path(__file__).parents[1] / "bundles" / "default"
     if not folder.is_dir():
         raise VqhpsError(f"this installation ships no default bundle ({folder} is missing): give one with --bundle")
-    return Bundle.load(folder)
+    return Bundle.load(folder, threads)
 
 
 def require_files(folder: Path, names: Sequence[str]) -> None:

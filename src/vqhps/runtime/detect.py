@@ -38,6 +38,7 @@ _VISIBLE = 0.5
 _SURE = 0.9  # presence from which the landmark model needs no second look
 _TILE_SIDE, _TILE_OVERLAP = 0.6, 1 / 3  # of the long side of the photo, and of the tile: 2 x 2 tiles
 _TILE_REACH = 1.5  # a tile leaves people whose square is larger than this many tiles to larger views
+_FILLED = 0.75  # a tile is not looked at if the only person of the whole photo has so much of it in their square
 _POSE_SIGMA, _SAME_POSE = (
     0.1,
     0.5,
@@ -143,6 +144,14 @@ def views(width: int, height: int, levels: int) -> list[Roi]:
     return found
 
 
+def filled(tile: Roi, person: Roi) -> float:
+    """Share of a tile that lies in the square of a person."""
+    ticks = (np.arange(16) + 0.5) / 16
+    points = tile.to_image(np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2))
+    inside = person.from_image(points)
+    return float(((inside >= 0) & (inside <= 1)).all(1).mean())
+
+
 def visible_box(landmarks: Landmarks, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "4"]:
     """Tight box (xyxy px) around the visible part of a person: the mask and the visible keypoints, cut at the image."""
     height, width = image.shape[:2]
@@ -160,8 +169,7 @@ def _mask_points(landmarks: Landmarks, seen: Float[np.ndarray, "P 2"]) -> Float[
     mask = landmarks.mask
     _, labels = cv2.connectedComponents(mask.astype(np.uint8))
     roi = landmarks.roi
-    matrix = roi.matrix()
-    cells = np.floor((seen - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T * mask.shape[0]).astype(int)
+    cells = np.floor(roi.from_image(seen) * mask.shape[0]).astype(int)
     cells = cells[((cells >= 0) & (cells < mask.shape[0])).all(1)]
     held = np.unique(labels[cells[:, 1], cells[:, 0]])
     rows, columns = np.nonzero(np.isin(labels, held[held > 0]))
@@ -291,6 +299,13 @@ class BlazePoseDetector:
         landmarks = self._look(image, roi_from_box(box))
         return _detection(landmarks, box, landmarks.presence)
 
+    def follow(self, image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Detection | None:
+        """The person near a box (xyxy px), without detection, in the box they fill now; `None` if there is nobody."""
+        landmarks = self._look(image, roi_from_box(box))
+        detection = _detection(landmarks, visible_box(landmarks, image), landmarks.presence)
+        whole = (detection.box[2:] - detection.box[:2] > 1).all()
+        return detection if whole and landmarks.presence >= self.score_threshold else None
+
     def _look(self, image: UInt8[np.ndarray, "H W 3"], roi: Roi) -> Landmarks:
         """Run the landmark model; if unsure, once more where its points put the person, and keep the surer look."""
         first = self._landmark(image, roi)
@@ -299,7 +314,8 @@ class BlazePoseDetector:
         return max(first, self._landmark(image, first.next_roi), key=lambda landmarks: landmarks.presence)
 
     def _candidates(self, image: UInt8[np.ndarray, "H W 3"]) -> Candidates:
-        """Coarse candidates of all views, one a person; tiles leave people larger than themselves to larger views."""
+        """Coarse candidates of all views, one a person; tiles leave people larger than themselves to larger views, and
+        are not looked at where the one person of the whole photo fills them."""
         height, width = image.shape[:2]
         squares = views(width, height, self.tile_levels)
         shrink = min(1.0, DETECTION_SIZE / squares[-1].size)  # what the finest tile can use; one resize for all views
@@ -307,8 +323,10 @@ class BlazePoseDetector:
         if shrink < 1:
             small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         scale = np.array([width / small.shape[1], height / small.shape[0]])
-        parts = []
+        parts: list[Candidates] = []
         for index, view in enumerate(squares):
+            if index and len(parts[0].scores) == 1 and filled(view, roi_from_points(*parts[0].points[0, :2])) > _FILLED:
+                continue
             part = self._detection(small, Roi(view.center / scale, view.size / scale.max()), self.score_threshold)
             part = suppress(part.scaled(scale), weighted=True)
             sizes = 2 * ROI_SCALE * np.linalg.norm(part.points[:, 1] - part.points[:, 0], axis=1)

@@ -89,9 +89,14 @@ def material(color: np.ndarray) -> Any:
     """A glTF material of a colour (3,), sRGB in [0, 1]."""
     import pygltflib as gltf
 
-    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-    shine = gltf.PbrMetallicRoughness(baseColorFactor=[*linear.tolist(), 1.0], metallicFactor=0.0, roughnessFactor=0.8)
+    paint = [*linear_light(color).tolist(), 1.0]
+    shine = gltf.PbrMetallicRoughness(baseColorFactor=paint, metallicFactor=0.0, roughnessFactor=0.8)
     return gltf.Material(pbrMetallicRoughness=shine, alphaCutoff=None)
+
+
+def linear_light(color: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] as linear light, which glTF wants."""
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vqhps.runtime.export_mesh import material, vertex_normals, whole_file, y_up
 from vqhps.runtime.body_motion import PersonMotion, Timeline
+from vqhps.runtime.export_mesh import material, vertex_normals, whole_file, y_up
 from vqhps.runtime.render import person_color
 from vqhps.runtime.rig import Rig
 
@@ -105,7 +105,9 @@ def write_animation_glb(path: Path, people: Sequence[PersonMotion], rig: Rig, vi
     scene, timeline = _Scene(), Timeline.of(people)
     gltf = scene.gltf
     shared = {
-        "indices": scene.array(rig.faces.astype(_smallest(len(rig.skin_bones))).reshape(-1), gltf.ELEMENT_ARRAY_BUFFER),
+        "indices": scene.array(
+            rig.faces.astype(smallest_index(len(rig.skin_bones))).reshape(-1), gltf.ELEMENT_ARRAY_BUFFER
+        ),
         "JOINTS_0": scene.array(rig.skin_bones, gltf.ARRAY_BUFFER),
         "WEIGHTS_0": scene.array(rig.skin_weights, gltf.ARRAY_BUFFER, normalized=True),
     }
@@ -124,7 +126,8 @@ def write_animation_glb(path: Path, people: Sequence[PersonMotion], rig: Rig, vi
     scene.write(path)
 
 
-def _smallest(count: int) -> type:
+def smallest_index(count: int) -> type:
+    """Type of vertex numbers of a mesh with so many vertices; glTF keeps the largest number for itself."""
     return np.uint16 if count < 2**16 - 1 else np.uint32
 
 
@@ -132,7 +135,7 @@ def _skeleton(scene: _Scene, person: PersonMotion, rig: Rig) -> list[int]:
     """Add the bones in the pose of the first frame; their nodes."""
     steps = person.rest.joints - person.rest.joints[np.maximum(rig.parents, 0)]
     steps[0] = y_up(person.translation[0])
-    turns = _turns(person)[0]
+    turns = gltf_turns(person)[0]
     bones = [
         scene.node(top=bone == 0, name=name, translation=steps[bone].tolist(), rotation=turns[bone].tolist())
         for bone, name in enumerate(rig.names)
@@ -143,7 +146,7 @@ def _skeleton(scene: _Scene, person: PersonMotion, rig: Rig) -> list[int]:
     return bones
 
 
-def _turns(person: PersonMotion) -> np.ndarray:
+def gltf_turns(person: PersonMotion) -> np.ndarray:
     """(F, K, 4) float32 quaternions x, y, z, w in glTF's axes."""
     quaternion = person.quaternions()
     w, x, y, z = np.moveaxis(quaternion[:, 0], -1, 0)
@@ -186,7 +189,7 @@ def _animate(
         animation.channels.append(gltf.AnimationChannel(sampler=number, target=target))
 
     times = scene.array(seconds[seen].astype(np.float32), bounds=True)
-    turns = _turns(person)
+    turns = gltf_turns(person)
     for bone in np.flatnonzero(rig.moves).tolist():
         channel(bone, "rotation", times, turns[:, bone], gltf.ANIM_LINEAR)
     channel(0, "translation", times, y_up(person.translation).astype(np.float32), gltf.ANIM_LINEAR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,13 @@ class Photo:
     focal: float | None
 
 
-def read_photo(path: Path | str) -> Photo:
-    """Read a photo of any format Pillow knows; of an animation, the first frame; transparency becomes white.
+def read_photo(path: Path | str, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> Photo:
+    """Read a photo; of an animation, the first frame; transparency becomes white.
+
+    Args:
+        path: of the file.
+        max_pixels: a larger photo is refused by its header, before it is decoded.
+        formats: Pillow's names of those that may be opened; all it knows by default.
 
     Raises:
         VqhpsError: it is missing, a folder, no image, damaged, too large or too small.
@@ -48,8 +54,8 @@ def read_photo(path: Path | str) -> Photo:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large and oddly tagged files; both are dealt with here
-            with Image.open(path) as opened:
-                _check_size(path, *opened.size)
+            with Image.open(path, formats=None if formats is None else _known(formats)) as opened:
+                _check_size(path, opened.size, max_pixels)
                 return Photo(_to_rgb(ImageOps.exif_transpose(opened)), _focal(opened))
     except VqhpsError:
         raise
@@ -64,11 +70,16 @@ def read_photo(path: Path | str) -> Photo:
         raise VqhpsError(f"{path} cannot be read as an image ({reason})") from error
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise VqhpsError(
-            f"{path} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million: scale it down"
-        )
+def _known(formats: Sequence[str]) -> list[str]:
+    """Those that this build of Pillow has."""
+    Image.init()
+    return [name for name in formats if name in Image.OPEN]
+
+
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise VqhpsError(f"{path} has {width} x {height} pixels, more than {max_pixels / 1e6:g} million: scale it down")
     if min(width, height) < MIN_SIDE:
         raise VqhpsError(
             f"{path} has {width} x {height} pixels: too small, at least {MIN_SIDE} x {MIN_SIDE} are needed"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from vqhps.runtime.bundle import Bundle, BundleOutput, default_bundle
 
 if TYPE_CHECKING:
     from vqhps.runtime.detect import Detection, Detector
+    from vqhps.runtime.motion import TrackedFrame
+    from vqhps.runtime.smooth import Smoothing
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,38 @@ class Predictor:
             self._detector = BlazePoseDetector()
         return self._detector(image)
 
+    def follow(self, image: np.ndarray, box: np.ndarray) -> Detection | None:
+        """Find the person near a box (4,) xyxy px without detection; `None` for nobody, or a detector that cannot."""
+        follow = getattr(self._detector, "follow", None)
+        return None if follow is None else follow(image, box)
+
+    def track(
+        self,
+        video: Path | str | Iterable[np.ndarray],
+        smoothing: Smoothing = "average",
+        fps: float = 25.0,
+        focal: float | None = None,
+    ) -> Iterator[TrackedFrame]:
+        """Follow the people of a video: frame by frame, whose body is where.
+
+        Args:
+            video: a file, a folder or pattern of images, the number of a webcam, or images (H, W, 3) uint8 RGB.
+            smoothing: of bodies and their motion; see `vqhps.runtime.smooth`.
+            fps: frames a second of images.
+            focal: px; a guess by default.
+
+        Returns:
+            Frames with `people`, predictions by the number that each person keeps.
+
+        Raises:
+            VqhpsError: the video cannot be read.
+        """
+        from vqhps.runtime.motion import track_people
+        from vqhps.runtime.video import open_source
+
+        frames: Any = open_source(str(video), fps).frames() if isinstance(video, Path | str) else video
+        return track_people(self, frames, smoothing=smoothing, fps=fps, focal=focal)
+
 
 def _check_image(image: np.ndarray) -> tuple[int, int]:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -130,15 +164,31 @@ def _given(boxes: Sequence[Sequence[float]] | np.ndarray, width: int, height: in
     return people
 
 
-def _to_full_frame(
-    people: list[Detection],
-    output: BundleOutput,
-    crop: tuple[np.ndarray, np.ndarray],
-    focal: float,
-    photo_size: tuple[int, int],
-) -> list[Prediction]:
-    """Move bodies from the cameras of their crops, which look at the crop's centre, into that of the photo, px."""
-    count, (center, size) = len(people), crop
+@dataclass(frozen=True)
+class Placed:
+    """N bodies in the camera of the photo; shapes and units as in `Prediction`, `turn` (N, 3, 3): crop -> photo."""
+
+    turn: np.ndarray
+    rotation: np.ndarray
+    translation: np.ndarray
+    camera: np.ndarray
+    joints: np.ndarray
+    joints2d: np.ndarray
+
+
+def place(
+    output: BundleOutput, center: np.ndarray, size: np.ndarray, focal: float, photo_size: tuple[int, int]
+) -> Placed:
+    """Move bodies from the cameras of their crops, which look at the crop's centre, into that of the photo.
+
+    Args:
+        output: of the graph, for N crops.
+        center: (N, 2) px, of the crops.
+        size: (N,) px, their sides.
+        focal: px.
+        photo_size: width and height, px.
+    """
+    count = len(center)
     camera = output.camera.astype(np.float64)
     if (camera[:, 0] < _MIN_SCALE).any():
         logger.warning("the model is unsure how far away a person is; the distance is cut off")
@@ -147,25 +197,43 @@ def _to_full_frame(
     focals = np.full(count, float(focal))
     turn = ray_rotation(center, focals, principal)
     translation = full_translation(camera, center, size, focals, principal)
-    intrinsics = np.tile(np.diag([focal, focal, 1.0]), (count, 1, 1))
-    intrinsics[:, :2, 2] = principal
-    vertices = rotate(turn, output.vertices.astype(np.float64)) + translation[:, None]
     joints = rotate(turn, output.joints.astype(np.float64)) + translation[:, None]
-    joints2d = project_perspective(joints, intrinsics)
+    joints2d = to_pixels(joints, focal, photo_size)
+    return Placed(turn, turn @ output.rotation, translation, camera, joints, joints2d)
+
+
+def to_pixels(points: np.ndarray, focal: float, photo_size: tuple[int, int]) -> np.ndarray:
+    """Camera-frame points (N, P, 3) in metres to px (N, P, 2) of a photo whose principal point is its centre."""
+    intrinsics = np.tile(np.diag([focal, focal, 1.0]), (len(points), 1, 1))
+    intrinsics[:, :2, 2] = np.asarray(photo_size, np.float64) / 2
+    return project_perspective(points, intrinsics)
+
+
+def _to_full_frame(
+    people: list[Detection],
+    output: BundleOutput,
+    crop: tuple[np.ndarray, np.ndarray],
+    focal: float,
+    photo_size: tuple[int, int],
+) -> list[Prediction]:
+    """One prediction a person."""
+    center, size = crop
+    placed = place(output, center, size, focal, photo_size)
+    vertices = rotate(placed.turn, output.vertices.astype(np.float64)) + placed.translation[:, None]
     return [
         Prediction(
-            box=np.asarray(people[i].box, np.float32),
-            score=float(people[i].score),
+            box=np.asarray(person.box, np.float32),
+            score=float(person.score),
             vertices=vertices[i].astype(np.float32),
-            joints=joints[i].astype(np.float32),
-            joints2d=joints2d[i].astype(np.float32),
-            rotation=(turn[i] @ output.rotation[i]).astype(np.float32),
-            translation=translation[i].astype(np.float32),
-            camera=camera[i].astype(np.float32),
+            joints=placed.joints[i].astype(np.float32),
+            joints2d=placed.joints2d[i].astype(np.float32),
+            rotation=placed.rotation[i].astype(np.float32),
+            translation=placed.translation[i].astype(np.float32),
+            camera=placed.camera[i].astype(np.float32),
             crop_center=center[i].astype(np.float32),
             crop_size=float(size[i]),
             focal=float(focal),
             indices=output.indices[i],
         )
-        for i in range(count)
+        for i, person in enumerate(people)
     ]

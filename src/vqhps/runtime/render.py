@@ -25,7 +25,11 @@ def person_color(index: int) -> np.ndarray:
 
 
 def render_overlay(
-    image: np.ndarray, people: Sequence[Prediction], faces: np.ndarray, opacity: float = 0.85
+    image: np.ndarray,
+    people: Sequence[Prediction],
+    faces: np.ndarray,
+    opacity: float = 0.85,
+    colors: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Draw meshes over their photo, in perspective.
 
@@ -34,6 +38,7 @@ def render_overlay(
         people: predictions for this photo; nearer ones hide those behind.
         faces: (F, 3) of their mesh.
         opacity: of the meshes, in [0, 1].
+        colors: of each mesh, (3,) in [0, 1]; by their order by default.
 
     Returns:
         (H, W, 3) uint8 RGB, a new array.
@@ -52,7 +57,7 @@ def render_overlay(
     rays = np.ones((*pixels.shape[:2], 3), np.float32)
     rays[..., :2] = pixels / people[0].focal
     origins = np.zeros_like(rays)
-    colors = [person_color(index) for index in range(len(people))]
+    colors = [person_color(index) for index in range(len(people))] if colors is None else colors
     layer = _cast([p.vertices for p in people], faces, origins, rays, colors)
     corner = np.round(np.array([[x0, y0], [x1, y1]]) / scale).astype(int)
     window = result[corner[0, 1] : corner[1, 1], corner[0, 0] : corner[1, 0]]

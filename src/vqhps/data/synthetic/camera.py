@@ -30,6 +30,12 @@ class Camera:
         focal, centre = self.intrinsics[[0, 1], [0, 1]], self.intrinsics[:2, 2]
         return points[:, :2] / depth * focal.astype(points.dtype) + centre.astype(points.dtype)
 
+    def rays(self, x: Float[np.ndarray, "W"], y: Float[np.ndarray, "H"]) -> Float[np.ndarray, "H W 3"]:
+        """Directions, z = 1, of a grid of pixels of the full frame."""
+        across = (x - self.intrinsics[0, 2]) / self.intrinsics[0, 0]
+        down = (y - self.intrinsics[1, 2]) / self.intrinsics[1, 1]
+        return np.stack([*np.meshgrid(across, down), np.ones((len(y), len(x)))], -1).astype(np.float32)
+
     def inside(self, pixels: Float[np.ndarray, "N 2"]) -> np.ndarray:
         """(N,) whether pixels lie in the frame."""
         x, y = pixels[..., 0], pixels[..., 1]

@@ -109,11 +109,13 @@ class Renderer:
         """Whether anything lies in a direction from points."""
         return self._scene.run(points, direction, query="OCCLUDED") != -1
 
-    def shade(self, rays: Float[np.ndarray, "N 3"], hits: Hits, lighting: Lighting) -> Float[np.ndarray, "N 3"]:
-        """sRGB in [0,1] of rays: surfaces where they hit, the panorama elsewhere."""
+    def shade(
+        self, rays: Float[np.ndarray, "N 3"], hits: Hits, lighting: Lighting, behind: Float[np.ndarray, "N 3"] | None
+    ) -> Float[np.ndarray, "N 3"]:
+        """sRGB in [0,1] of rays: surfaces where they hit, `behind` or else the panorama elsewhere."""
         colour = np.empty((len(rays), 3), np.float32)
         missed = hits.face < 0
-        colour[missed] = background(rays[missed], lighting)
+        colour[missed] = background(rays[missed], lighting) if behind is None else behind[missed]
         at = np.flatnonzero(~missed)
         if not len(at):
             return colour
@@ -184,8 +186,12 @@ def _worth_keeping(mesh: Mesh, view: Float[np.ndarray, "4"]) -> Bool[np.ndarray,
 
 
 def render(
-    scene: Renderer, rays: Float[np.ndarray, "S S 3"], near: Bool[np.ndarray, "S S"], lighting: Lighting
-) -> tuple[Int[np.ndarray, "S S 3"], Int[np.ndarray, "S S"]]:
+    scene: Renderer,
+    rays: Float[np.ndarray, "H W 3"],
+    near: Bool[np.ndarray, "H W"],
+    lighting: Lighting,
+    behind: Float[np.ndarray, "H W 3"] | None = None,
+) -> tuple[Int[np.ndarray, "H W 3"], Int[np.ndarray, "H W"]]:
     """Render an image.
 
     Args:
@@ -193,29 +199,36 @@ def render(
         rays: direction of each pixel's centre, z = 1.
         near: pixels that meshes may cover; the others show the background.
         lighting: light and exposure.
+        behind: the background, sRGB in [0,1], where it is known; the panorama by default.
 
     Returns:
         sRGB image, and the triangle seen in each pixel, -1 for none.
     """
-    size = len(rays)
     at = np.flatnonzero(near)
     flat = rays.reshape(-1, 3)
+    far = None if behind is None else behind.reshape(-1, 3)
     hits = scene.cast(flat[at])
-    seen = np.full(size * size, -1, np.int64)
+    seen = np.full(near.size, -1, np.int64)
     seen[at] = hits.face
-    image = np.empty((size * size, 3), np.float32)
-    image[at] = scene.shade(flat[at], hits, lighting)
+    image = np.empty((near.size, 3), np.float32)
+    image[at] = scene.shade(flat[at], hits, lighting, None if far is None else far[at])
     rest = np.flatnonzero(~near)
-    image[rest] = background(flat[rest], lighting)
-    edge = np.flatnonzero(_outline(scene, seen.reshape(size, size)))
+    image[rest] = background(flat[rest], lighting) if far is None else far[rest]
+    edge = np.flatnonzero(_outline(scene, seen.reshape(near.shape)))
     step = np.stack([rays[0, 1] - rays[0, 0], rays[1, 0] - rays[0, 0]])
     more = (flat[edge][:, None] + (_SUBPIXELS @ step)[None]).reshape(-1, 3)
-    fine = scene.shade(more, scene.cast(more), lighting).reshape(-1, len(_SUBPIXELS), 3)
+    around = None if far is None else np.repeat(far[edge], len(_SUBPIXELS), 0)
+    fine = scene.shade(more, scene.cast(more), lighting, around).reshape(-1, len(_SUBPIXELS), 3)
     image[edge] = fine.mean(1)
-    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8).reshape(size, size, 3), seen.reshape(size, size)
+    return eight_bits(image).reshape(rays.shape), seen.reshape(near.shape)
 
 
-def _outline(scene: Renderer, seen: Int[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+def eight_bits(image: Float[np.ndarray, "*N 3"]) -> Int[np.ndarray, "*N 3"]:
+    """Colours in [0,1] as bytes."""
+    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _outline(scene: Renderer, seen: Int[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Pixels where the material changes to a neighbour's."""
     kind = np.where(seen >= 0, scene.face_material[seen], -1)
     edge = np.zeros(kind.shape, bool)

@@ -27,6 +27,7 @@ _MIN_JOINTS, _FEW_JOINTS = 6, 3
 _JOINT_DEPTH = 0.12  # metres that a joint may lie below the surface
 _ATTEMPTS = 200
 _SEEN_SHARE = 0.25
+_TEXELS = (60, 220)
 _SHAPES = 20000
 _SHAPE_SEED = {"train": 1, "test": 2}
 
@@ -68,11 +69,14 @@ def load_assets(data_root: Path, split: Split) -> Assets:
     Raises:
         VqhpsError: something is missing in `data_root`.
     """
-    shapes = anny_body("base").sample_shape(_SHAPES, np.random.default_rng(_SHAPE_SEED[split]))
     wardrobe, panoramas = load_wardrobe(data_root, split), load_panoramas(data_root, split)
-    return Assets(
-        wardrobe, panoramas, load_poses(data_root, split), shapes, mixing=_MIXING if split == "train" else 0.0
-    )
+    poses, mixing = load_poses(data_root, split), _MIXING if split == "train" else 0.0
+    return Assets(wardrobe, panoramas, poses, split_shapes(split), mixing)
+
+
+def split_shapes(split: Split) -> Float[np.ndarray, "N S"]:
+    """The bodies of a split, phenotypes."""
+    return anny_body("base").sample_shape(_SHAPES, np.random.default_rng(_SHAPE_SEED[split]))
 
 
 def render_sample(assets: Assets, seed: int, index: int, size: int = 256) -> Rendered:
@@ -86,7 +90,7 @@ def render_sample(assets: Assets, seed: int, index: int, size: int = 256) -> Ren
     """
     rng = np.random.default_rng([seed, index])
     camera, people = _draw_setting(assets, rng)
-    joints = _joints(people[0])
+    joints = coco_joints(people[0].mesh)
     box, crop = _box(people[0].mesh, camera)
     in_frame = camera.inside(camera.project(joints))
     rays = _crop_rays(camera, crop, size)
@@ -94,10 +98,10 @@ def render_sample(assets: Assets, seed: int, index: int, size: int = 256) -> Ren
     bodies, things = [p.mesh for p in people], [o for o in objects if o.vertices[:, 2].min() > 0.1]
     for meshes in (bodies + things, bodies, bodies[:1]):  # fewer things if the main person is hidden
         scene = Renderer(meshes, np.concatenate([rays[0, 0, :2], rays[-1, -1, :2]]))
-        seen = in_frame & _seen(scene, joints)
+        seen = in_frame & seen_joints(scene, joints)
         if seen.sum() >= _SEEN_SHARE * in_frame.sum():
             break
-    lighting = _draw_lighting(assets.panoramas, camera, crop, rng)
+    lighting = draw_lighting(assets.panoramas, camera, crop, _TEXELS, rng)
     framed = _framed(camera, crop, size)
     image = render(scene, rays, _near(meshes, camera, crop, size) & framed, lighting)[0]
     image[~framed] = 0
@@ -116,7 +120,7 @@ def _draw_setting(assets: Assets, rng: np.random.Generator) -> tuple[Camera, lis
         people = _draw_people(assets, camera, rng)
         box, _ = _box(people[0].mesh, camera)
         wanted = _FEW_JOINTS if rng.random() < 0.04 else _MIN_JOINTS
-        enough = camera.inside(camera.project(_joints(people[0]))).sum() >= wanted
+        enough = camera.inside(camera.project(coco_joints(people[0].mesh))).sum() >= wanted
         if enough and min(box[2:] - box[:2]) >= 24 and people[0].mesh.vertices[:, 2].min() > 0.1:
             return camera, people
     raise RuntimeError(f"no acceptable scene in {_ATTEMPTS} draws")
@@ -171,17 +175,15 @@ def _beside(lift: float, rng: np.random.Generator) -> Float[np.ndarray, "3"]:
     return offset + [0, lift, 0]
 
 
-def _joints(person: _Person) -> Float[np.ndarray, "17 3"]:
-    """COCO-17 joints, metres, camera axes."""
+def coco_joints(mesh: Mesh) -> Float[np.ndarray, "17 3"]:
+    """COCO-17 joints of a person, metres."""
     regressor = anny_body("full").joint_regressors["coco17"]
-    return (regressor @ person.mesh.vertices[: regressor.shape[1]]).astype(np.float64)
+    return (regressor @ mesh.vertices[: regressor.shape[1]]).astype(np.float64)
 
 
 def _box(mesh: Mesh, camera: Camera) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "3"]]:
     """Box of the person's part in the frame, xyxy px, and the stored square (centre x, y, side), px."""
-    used = np.zeros(len(mesh.vertices), bool)
-    used[mesh.faces] = True
-    pixels = camera.project(mesh.vertices[used].astype(np.float64))
+    pixels = camera.project(shown_vertices(mesh))
     pixels = pixels[camera.inside(pixels)]
     if len(pixels) < 50:
         return np.zeros(4), np.ones(3)
@@ -189,12 +191,17 @@ def _box(mesh: Mesh, camera: Camera) -> tuple[Float[np.ndarray, "4"], Float[np.n
     return box, np.array([*(box[:2] + box[2:]) / 2, STORED_SCALE * (box[2:] - box[:2]).max()])
 
 
+def shown_vertices(mesh: Mesh) -> Float[np.ndarray, "N 3"]:
+    """Those that a triangle uses, metres."""
+    used = np.zeros(len(mesh.vertices), bool)
+    used[mesh.faces] = True
+    return mesh.vertices[used].astype(np.float64)
+
+
 def _crop_rays(camera: Camera, crop: Float[np.ndarray, "3"], size: int) -> Float[np.ndarray, "S S 3"]:
     """Directions of the pixel centres of a square of the frame, z = 1."""
     steps = (np.arange(size) + 0.5) * crop[2] / size - crop[2] / 2
-    x = (crop[0] + steps - camera.intrinsics[0, 2]) / camera.intrinsics[0, 0]
-    y = (crop[1] + steps - camera.intrinsics[1, 2]) / camera.intrinsics[1, 1]
-    return np.stack([*np.meshgrid(x, y), np.ones((size, size))], -1).astype(np.float32)
+    return camera.rays(crop[0] + steps, crop[1] + steps)
 
 
 def _framed(camera: Camera, crop: Float[np.ndarray, "3"], size: int) -> Bool[np.ndarray, "S S"]:
@@ -209,13 +216,19 @@ def _near(meshes: list[Mesh], camera: Camera, crop: Float[np.ndarray, "3"], size
     mask = np.zeros((size, size), bool)
     for mesh in meshes:
         pixels = (camera.project(mesh.vertices) - np.float32(crop[:2] - crop[2] / 2)) * np.float32(size / crop[2])
-        low, high = bounds(pixels)
-        low, high = (low - 1).clip(0, size).astype(int), (high + 2).clip(0, size).astype(int)
-        mask[low[1] : high[1], low[0] : high[0]] = True
+        mark_rectangle(mask, pixels)
     return mask
 
 
-def _seen(scene: Renderer, joints: Float[np.ndarray, "J 3"]) -> Bool[np.ndarray, "J"]:
+def mark_rectangle(mask: Bool[np.ndarray, "H W"], pixels: Float[np.ndarray, "N 2"]) -> None:
+    """Set the bounding rectangle of some pixels in a mask."""
+    low, high = bounds(pixels)
+    size = np.array(mask.shape[::-1])
+    low, high = (low - 1).clip(0, size).astype(int), (high + 2).clip(0, size).astype(int)
+    mask[low[1] : high[1], low[0] : high[0]] = True
+
+
+def seen_joints(scene: Renderer, joints: Float[np.ndarray, "J 3"]) -> Bool[np.ndarray, "J"]:
     """Whether nothing lies more than `_JOINT_DEPTH` before a joint."""
     rays = (joints / joints[:, 2:]).astype(np.float32)
     hits = scene.cast(np.ascontiguousarray(rays))
@@ -223,19 +236,30 @@ def _seen(scene: Renderer, joints: Float[np.ndarray, "J 3"]) -> Bool[np.ndarray,
     return (hits.face < 0) | (hits.distance * reach > joints[:, 2] * reach - _JOINT_DEPTH)
 
 
-def _draw_lighting(
-    panoramas: list[Panorama], camera: Camera, crop: Float[np.ndarray, "3"], rng: np.random.Generator
+def draw_lighting(
+    panoramas: list[Panorama],
+    camera: Camera,
+    crop: Float[np.ndarray, "3"],
+    shown: tuple[float, float],
+    rng: np.random.Generator,
 ) -> Lighting:
     """An environment at a random heading, its exposure, and how wide it is shown.
 
     A panorama has fewer pixels a degree than the crop of a person: showing it wider than the camera sees keeps the
     background about as sharp as a photograph's.
+
+    Args:
+        panoramas: of the split.
+        camera: the frame.
+        crop: what is shown of it: centre x, y, which keeps its place in the panorama, and width, px.
+        shown: least and greatest number of the panorama's columns across the crop.
+        rng: source of all randomness.
     """
     panorama = panoramas[rng.integers(len(panoramas))]
     heading = Rotation.from_euler("y", rng.uniform(-np.pi, np.pi)).as_matrix()
     field = crop[2] / camera.intrinsics[0, 0]
     texels = panorama.image.shape[1] / (2 * np.pi) * field
-    zoom = float(np.clip(rng.uniform(60, 220) / texels, 1, 6))
+    zoom = float(np.clip(rng.uniform(*shown) / texels, 1, 6))
     dim = np.clip((panorama.mean / 0.18) ** 0.35, 0.55, 1.25)
     centre = np.array([*((crop[:2] - camera.intrinsics[:2, 2]) / camera.intrinsics[0, 0]), 1])
     exposure = float(rng.uniform(0.4, 0.95) * dim)
@@ -248,9 +272,8 @@ def _draw_lighting(
 def _labels(
     person: _Person, camera: Camera, box: Float[np.ndarray, "4"], crop: Float[np.ndarray, "3"], size: int
 ) -> dict[str, Any]:
-    quaternion = Rotation.from_matrix(person.pose).as_quat()[:, [3, 0, 1, 2]]
     return {
-        "pose": (quaternion * np.where(quaternion[:, :1] < 0, -1, 1)).astype(np.float16),
+        "pose": stored_pose(person.pose),
         "shape": person.shape.astype(np.float32),
         "rotation": person.rotation.astype(np.float32),
         "translation": person.translation.astype(np.float32),
@@ -262,3 +285,9 @@ def _labels(
         "source": person.source,
         "assets": " ".join(person.names),
     }
+
+
+def stored_pose(pose: Float[np.ndarray, "K 3 3"]) -> Float[np.ndarray, "K 4"]:
+    """Rotations as they are stored: unit quaternions wxyz, w >= 0, 16 bits a number."""
+    quaternion = Rotation.from_matrix(pose).as_quat()[:, [3, 0, 1, 2]]
+    return (quaternion * np.where(quaternion[:, :1] < 0, -1, 1)).astype(np.float16)

@@ -1,0 +1,1 @@
+"""Web page of `vqhps app`: photos in, bodies out, nothing kept."""
