@@ -45,12 +45,12 @@ class Animate:
 
         rig, predictions = default_rig(), Predictions.open(self.predictions)
         with tqdm(total=2 * len(predictions.frame), unit="mesh", disable=not sys.stderr.isatty()) as bar:
-            people = fit_people(rig, predictions, lambda rows: None if bar.update(rows) else None)
+            people = fit_people(rig, predictions, bar.update)
         for person in people:
             error, count = person.error_mm, len(person.frames)
             frames = "1 frame" if count == 1 else f"{count} frames"
             print(
-                f"person {person.person}: {frames}, {error.mean():.1f} mm from the meshes, at worst {error.max():.1f} mm"
+                f"person {person.person}: {frames}, {error.mean():.1f} mm from the meshes, at worst {error.max():.1f}"
             )
         files = Files(self.glb, self.bvh, self.csv, self.viewer, self.npz, self.json)
         written = write_files(self.out, self.predictions.stem, people, rig, predictions.view, files)

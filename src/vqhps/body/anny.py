@@ -122,6 +122,11 @@ class AnnyBody:
         return np.stack([sampled[name].numpy() for name in self.shape_names], 1).astype(np.float32).clip(0, 1)
 
 
+def to_anny_axes(points: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+    """Points in body axes as Anny itself has them."""
+    return points @ _TO_BODY_AXES
+
+
 @functools.cache
 def anny_body(mesh: Mesh = "full") -> AnnyBody:
     """The Anny body on a mesh, built once a process."""

@@ -130,7 +130,7 @@ def _view(path: Path, focal: np.ndarray, size: np.ndarray) -> View:
 
 
 def fit_people(
-    rig: Rig, predictions: Predictions, advance: Callable[[int], None] = lambda rows: None
+    rig: Rig, predictions: Predictions, advance: Callable[[int], object] = lambda rows: None
 ) -> list[PersonMotion]:
     """Fit the rig to every person: its one shape to some of its meshes, then its pose to each.
 
@@ -163,7 +163,7 @@ def fit_people(
 
 
 def _shapes(
-    rig: Rig, predictions: Predictions, rows: dict[int, np.ndarray], advance: Callable[[int], None]
+    rig: Rig, predictions: Predictions, rows: dict[int, np.ndarray], advance: Callable[[int], object]
 ) -> dict[int, np.ndarray]:
     """The shape of each person, from meshes spread over its frames."""
     wanted = {

@@ -100,7 +100,7 @@ def _check(rig: Rig, vertices: np.ndarray) -> None:
         raise VqhpsError(
             f"the rig poses meshes of {count} vertices, (F, {count}, 3), got {vertices.dtype} {vertices.shape}"
         )
-    if not (np.abs(vertices[:, rig.controls]) < _FARTHEST).all():
+    if not (np.abs(vertices[:, rig.controls].astype(np.float32)) < _FARTHEST).all():
         raise VqhpsError("a mesh has vertices that are not finite, or 100 km away")
 
 
