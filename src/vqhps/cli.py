@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vqhps.cli_animate import Animate, EvaluateRig, ExportRig
 from vqhps.cli_app import App
 from vqhps.cli_prepare import (
     Prepare3dpw,
@@ -198,6 +199,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
     "video": Video,
     "app": App,
+    "animate": Animate,
     "tokenize": Tokenize,
     "train tokenizer": TrainTokenizer,
     "train image-model": TrainImageModel,
@@ -205,6 +207,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate predictions": EvaluatePredictions,
     "evaluate rate-distortion": EvaluateRateDistortion,
     "evaluate video": EvaluateVideo,
+    "evaluate rig": EvaluateRig,
     "prepare 3dpw": Prepare3dpw,
     "prepare emdb": PrepareEmdb,
     "prepare coco": bedlam_format("coco", "COCO (coco.npz)"),
@@ -218,6 +221,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "study scarce": StudyScarce,
     "convert": Convert,
     "export": Export,
+    "export rig": ExportRig,
     "download": Download,
     "bench predict": BenchPredict,
     "bench model": BenchModel,

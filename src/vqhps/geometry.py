@@ -55,6 +55,38 @@ def matrix_from_quaternion(quaternion: Array) -> Array:
     return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+def quaternion_from_matrix(rotation: Array) -> Array:
+    """Unit quaternions (..., 4) in the order w, x, y, z, w >= 0, of rotation matrices (..., 3, 3).
+
+    The largest of the four is found from the diagonal, the others by division by it (Shepperd, 1978).
+    """
+    xp = array_namespace(rotation)
+    m = [[rotation[..., i, j] for j in range(3)] for i in range(3)]
+    trace = m[0][0] + m[1][1] + m[2][2]
+    yz, zx, xy = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]  # 4 w x, 4 w y, 4 w z
+    one_two, two_three, three_one = m[0][1] + m[1][0], m[1][2] + m[2][1], m[2][0] + m[0][2]
+    rows = [  # 4 q_i times the whole quaternion
+        [1 + trace, yz, zx, xy],
+        [yz, 1 + 2 * m[0][0] - trace, one_two, three_one],
+        [zx, one_two, 1 + 2 * m[1][1] - trace, two_three],
+        [xy, three_one, two_three, 1 + 2 * m[2][2] - trace],
+    ]
+    candidates = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
+    squares = xp.stack([row[i] for i, row in enumerate(rows)], axis=-1)
+    best = xp.argmax(squares, axis=-1)[..., None] == xp.arange(4)
+    quaternion = _normalise(xp.sum(xp.where(best[..., None], candidates, 0 * candidates), axis=-2))
+    return xp.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+
+
+def matrix_from_vector(vector: Array) -> Array:
+    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3): axis times angle in radians."""
+    xp = array_namespace(vector)
+    half = xp.linalg.vector_norm(vector, axis=-1, keepdims=True) / 2
+    small = half < 1e-6
+    sine = xp.where(small, 0.5 * xp.ones_like(half), xp.sin(half) / (2 * xp.where(small, xp.ones_like(half), half)))
+    return matrix_from_quaternion(xp.concat([xp.cos(half), sine * vector], axis=-1))
+
+
 def rotate(rotation: Array, points: Array) -> Array:
     """Apply rotations (..., 3, 3) to points (..., P, 3)."""
     xp = array_namespace(points)

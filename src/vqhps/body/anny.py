@@ -129,6 +129,20 @@ class AnnyBody:
         projection = model.phenotype_blendshape_projection
         return product if projection is None else product @ projection
 
+    @torch.no_grad()
+    def rest_with_tails(
+        self, shape: Float[Tensor, "B S"]
+    ) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B K 3"], Float[Tensor, "B K 3"]]:
+        """Vertices, heads and tails of the bones in the rest pose, metres in body axes from the root's head."""
+        model = self.model
+        none = torch.zeros(1, 0)
+        rest = model.get_rest_model(model._get_phenotype_blendshape_coefficients(shape, none, none))
+        root = rest["rest_bone_heads"][:, :1]
+        vertices, heads, tails = (
+            (rest[name] - root) @ _TO_BODY_AXES.T for name in ("rest_vertices", "rest_bone_heads", "rest_bone_tails")
+        )
+        return vertices, heads, tails
+
     def sample_shape(
         self, count: int, rng: np.random.Generator, children: bool = False
     ) -> Float[np.ndarray, "count S"]:
@@ -147,6 +161,11 @@ class AnnyBody:
             ages = torch.distributions.Uniform(torch.tensor(low), torch.tensor(high))
             sampled = SimpleShapeDistribution(self.model, morphological_age_distribution=ages).sample(count)[1]
         return np.stack([sampled[name].numpy() for name in self.shape_names], 1).astype(np.float32).clip(0, 1)
+
+
+def to_anny_axes(points: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+    """Points in body axes as Anny itself has them."""
+    return points @ _TO_BODY_AXES
 
 
 @functools.cache

@@ -59,8 +59,6 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
     arrays = (points, vertex_normals(points, faces), faces.astype(np.uint32))
     blob = b"".join(array.tobytes() for array in arrays)
     starts = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
-    paint = [*linear_light(color).tolist(), 1.0]
-    shine = gltf.PbrMetallicRoughness(baseColorFactor=paint, metallicFactor=0.0, roughnessFactor=0.8)
     targets = (gltf.ARRAY_BUFFER, gltf.ARRAY_BUFFER, gltf.ELEMENT_ARRAY_BUFFER)
     bounds = {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
     attributes = gltf.Attributes(POSITION=0, NORMAL=1)
@@ -70,7 +68,7 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
         scenes=[gltf.Scene(nodes=[0])],
         nodes=[gltf.Node(mesh=0)],
         meshes=[gltf.Mesh(primitives=[gltf.Primitive(attributes=attributes, indices=2, material=0)])],
-        materials=[gltf.Material(pbrMetallicRoughness=shine, alphaCutoff=None)],
+        materials=[material(color)],
         accessors=[
             gltf.Accessor(bufferView=0, componentType=gltf.FLOAT, count=len(points), type=gltf.VEC3, **bounds),
             gltf.Accessor(bufferView=1, componentType=gltf.FLOAT, count=len(points), type=gltf.VEC3),
@@ -85,6 +83,15 @@ def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.nda
     content.set_binary_blob(blob)
     with whole_file(path) as temporary:
         temporary.write_bytes(b"".join(content.save_to_bytes()))
+
+
+def material(color: np.ndarray) -> Any:
+    """A glTF material of a colour (3,), sRGB in [0, 1]."""
+    import pygltflib as gltf
+
+    paint = [*linear_light(color).tolist(), 1.0]
+    shine = gltf.PbrMetallicRoughness(baseColorFactor=paint, metallicFactor=0.0, roughnessFactor=0.8)
+    return gltf.Material(pbrMetallicRoughness=shine, alphaCutoff=None)
 
 
 def linear_light(color: np.ndarray) -> np.ndarray:
