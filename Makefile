@@ -20,7 +20,7 @@ demo: .venv/.installed $(filter demo/astronaut.png,$(IMAGE))
 	$(BIN)/vqhps predict $(IMAGE) -o demo
 
 test: .venv-dev/.installed
-	$(DEV)/python -m pytest
+	$(DEV)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv-dev/.installed
 	$(DEV)/ruff check .

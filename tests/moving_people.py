@@ -80,6 +80,7 @@ class PaintDetector:
     def __call__(self, image: np.ndarray) -> list[Detection]:
         self.looks += 1
         if self.looks == self.interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
             os.kill(os.getpid(), signal.SIGINT)
         found = []
         for color in COLORS:
