@@ -100,6 +100,8 @@ def _check(config: ImageTrainingConfig) -> None:
     guesses = isinstance(config.model, VQHPSConfig) and config.model.first_guess
     if config.kept_views and config.model.frozen_stages < 1:
         raise VqhpsError("kept_views needs a first part of the backbone that is not trained: set frozen_stages to 1")
+    if config.kept_views and not getattr(config.model, "shared_backbone", True):
+        raise VqhpsError("kept_views are those of one backbone: set shared_backbone to true")
     if config.mixture and config.kept_views:
         raise VqhpsError("mixture needs new crops in every step: set kept_views to 0")
     lifts = config.kept_views and guesses and "keypoints" in config.model.sources

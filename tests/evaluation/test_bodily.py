@@ -11,6 +11,7 @@ from vqhps.evaluation.metrics import edge_distortion
 from vqhps.geometry import rotate
 
 
+@torch.no_grad()
 def turned(count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Decoded bodies in the axes of some camera, and their rotation."""
     tokenizer = symmetric_tokenizer()

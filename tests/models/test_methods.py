@@ -182,7 +182,7 @@ def test_the_full_frame_agrees_with_weak_perspective_far_away() -> None:
 
 
 def test_cliff_keeps_bodies_before_the_camera_with_a_gradient_back() -> None:
-    scale = torch.tensor([[-3.0], [0.0], [0.1], [0.9]], requires_grad=True)
+    scale = torch.tensor([[-3.0], [0.0], [0.0999], [0.9]], requires_grad=True)
     kept = positive(scale)
     (gradient,) = torch.autograd.grad(kept.sum(), scale)
     assert (kept > 0).all() and (gradient > 0).all() and torch.equal(kept[3], scale[3])

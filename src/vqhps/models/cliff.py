@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqhps.geometry import full_to_crop, full_translation, project_perspective, rotate
-from vqhps.models.blazepose import Seen
 from vqhps.models.losses import keypoint_error, weighted
 from vqhps.models.method import crop_axes, known_place
 from vqhps.models.output import Output
@@ -31,10 +30,10 @@ class CLIFF(ParameterMethod):
     def __init__(self, config: CLIFFConfig, tokenizer: nn.Module, backbone_weights: Path | None = None) -> None:
         super().__init__(config, tokenizer, backbone_weights, more=3)
 
-    def head(self, seen: Seen, place: Float[Tensor, "B 3"] | None) -> Output:
-        """See `BodyMethod.head`; turned back into the axes of the crop, as every method's output is."""
+    def read(self, vector: Float[Tensor, "B C"], place: Float[Tensor, "B 3"] | None) -> Output:
+        """See `ParameterMethod.read`; turned back into the axes of the crop, as every method's output is."""
         place = known_place(place)
-        output = self.regress(torch.cat([seen.vector, place], 1))
+        output = self.regress(torch.cat([vector, place], 1))
         turn = crop_axes(place).mT
         output.camera = torch.cat([positive(output.camera[:, :1]), output.camera[:, 1:]], 1)
         output.rotation = turn @ output.rotation

@@ -145,7 +145,8 @@ class FastMETRO(BodyMethod):
                 )
             positions = nn.functional.pad(sine_positions(grid, dim), (0, 0, 1, 0)).expand(count, -1, -1)
             memory, queries = stage(memory, queries, positions, self.among)
-        return self._meshes(self.place(queries), self.camera(memory[:, 0]))
+        with torch.autocast(queries.device.type, enabled=False):
+            return self._meshes(self.place(queries.float()), self.camera(memory[:, 0].float()))
 
     def _meshes(self, points: Float[Tensor, "B Q 3"], camera: Float[Tensor, "B 3"]) -> QueryOutput:
         joints, coarse = points.split((len(COCO17), self.config.vertices), 1)

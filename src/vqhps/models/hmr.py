@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vqhps.geometry import project
-from vqhps.models.blazepose import Seen
 from vqhps.models.losses import keypoint_error, weighted
 from vqhps.models.output import Output
 from vqhps.models.regression import ParameterConfig, ParameterMethod
@@ -23,9 +22,9 @@ class HMR(ParameterMethod):
     """Reads the backbone's vector alone: it does not know where in the photo a crop is. No adversary, which needs
     motion capture beside the images."""
 
-    def head(self, seen: Seen, place: Float[Tensor, "B 3"] | None) -> Output:
-        """See `BodyMethod.head`."""
-        return self.regress(seen.vector)
+    def read(self, vector: Float[Tensor, "B C"], place: Float[Tensor, "B 3"] | None) -> Output:
+        """See `ParameterMethod.read`."""
+        return self.regress(vector)
 
     def loss(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """See `Method.loss`."""

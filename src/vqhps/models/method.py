@@ -159,7 +159,7 @@ class BodyMethod(Method):
 
     @abstractmethod
     def head(self, seen: Seen, place: Float[Tensor, "B 3"] | None) -> Output:
-        """The prediction on the coarse mesh from what the backbone sees."""
+        """The prediction on the coarse mesh from what the backbone sees; metres are to be computed in float32."""
 
     def forward(
         self,
@@ -170,8 +170,7 @@ class BodyMethod(Method):
     ) -> Output:
         """Output on the coarse mesh, for training; see `readings`. Key points are not looked at."""
         seen = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
-        with torch.autocast(seen.vector.device.type, enabled=False):  # metres need float32
-            return self.head(seen, place)
+        return self.head(seen, place)
 
     def readings(
         self, image: Tensor | None = None, trunk: Tensor | None = None, place: Tensor | None = None

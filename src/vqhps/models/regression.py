@@ -1,5 +1,6 @@
 """Regression of body parameters with error feedback, which HMR and CLIFF share (Kanazawa et al., CVPR 2018)."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vqhps.body.model import canonical
 from vqhps.body.named import BODY_NAMES
 from vqhps.geometry import matrix_from_6d, matrix_from_quaternion, matrix_to_6d
+from vqhps.models.blazepose import Seen
 from vqhps.models.first_guess import MEAN_CAMERA, MEAN_ROTATION_6D
 from vqhps.models.losses import mesh_terms, over_known
 from vqhps.models.method import BodyMethod, MethodConfig
@@ -126,6 +128,15 @@ class ParameterMethod(BodyMethod):
         _, bones, body, _ = self.regressor.mean.split(self.sizes)  # views
         bones.copy_(matrix_to_6d(matrix_from_quaternion(pose[:, 1:])).mean(0).flatten())
         body.copy_(shape.mean(0))
+
+    def head(self, seen: Seen, place: Float[Tensor, "B 3"] | None) -> Output:
+        """See `BodyMethod.head`; all in float32."""
+        with torch.autocast(seen.vector.device.type, enabled=False):
+            return self.read(seen.vector.float(), place)
+
+    @abstractmethod
+    def read(self, vector: Float[Tensor, "B C"], place: Float[Tensor, "B 3"] | None) -> Output:
+        """The prediction from the backbone's vector."""
 
     def regress(self, features: Float[Tensor, "B C"]) -> ParameterOutput:
         """Features to parameters and mesh, the rotation as the regressor says it."""
