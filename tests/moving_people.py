@@ -80,7 +80,8 @@ class PaintDetector:
     def __call__(self, image: np.ndarray) -> list[Detection]:
         self.looks += 1
         if self.looks == self.interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a background job of a shell
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
         found = []
         for color in COLORS:

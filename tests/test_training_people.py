@@ -56,7 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_mixture_is_as_likely_as_it_says(folder: Path) -> None:
+def test_a_mixture_is_as_likely_as_it_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQHPS_BODY_MODELS", str(folder))
     shards = Shards(find_shards(folder / "shards", "train"))
     rows = np.arange(12)  # the last two are held back
     mixture = (DataShare("coco", 0.6), DataShare("h36m", 0.2))

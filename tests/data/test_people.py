@@ -346,8 +346,9 @@ def test_old_side_files_of_rendered_people_still_read(tmp_path: Path) -> None:
     assert sample.body == fresh[1].body == "anny" and sample.has_mesh and sample.keypoints_weight.tolist() == [1] * 17
 
 
-def test_crops_a_second(tmp_path: Path, bodies: Path) -> None:
+def test_crops_a_second(tmp_path: Path, bodies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Augmented crops from two workers, as in training. 200 a second are wanted of idle cores; here a tenth must do."""
+    monkeypatch.setenv("VQHPS_BODY_MODELS", str(bodies))
     root = tmp_path / "coco"
     write_bedlam_format(root / "coco.npz", bodies, [f"{i}.jpg" for i in range(12)])
     assert prepare("coco", root, tmp_path / "out", bodies) == 0
