@@ -27,12 +27,12 @@ ALLOWED = {
     "training_guess": _PARTS, "training_keypoints": _PARTS,
     "training_image": _PARTS | {"training_guess", "training_keypoints"},
     "export": _TRAINING | {"export_int8"}, "export_int8": _BASE, "published": _MODELS | {"models", "checkpoint"},
-    "export_tokenizer": _TRAINING | {"export"},
+    "export_tokenizer": _TRAINING | {"export"}, "export_rig": _MODELS | {"runtime"},
     "app": _PURE | {"runtime"},
 }  # fmt: skip
 """What each part may import, besides itself; `FREE` may import everything."""
 
-FREE = {"cli", "cli_app", "cli_prepare", "cli_train", "cli_video", "__init__"}
+FREE = {"cli", "cli_animate", "cli_app", "cli_prepare", "cli_train", "cli_video", "__init__"}
 
 TORCH_FREE = {"errors", "version", "config", "geometry", "crop", "runtime", "app"}
 

@@ -62,14 +62,14 @@ class Predictions:
             with np.load(path, allow_pickle=False) as archive:
                 video = "person" in archive.files
                 names = (*_ROWS, "focal", "size") if video else ("focal", "image_size", "box")
+                missing = [name for name in (*names, "vertices") if name not in archive.files]
+                if missing:
+                    raise VqhpsError(
+                        f"{path} has no {missing[0]}: give what `vqhps video --vertices` or `vqhps predict` wrote"
+                    )
                 values = {name: archive[name] for name in names}
                 with zipfile.ZipFile(path) as parts, parts.open("vertices.npy") as file:
                     shape = _header(file)[0]
-        except KeyError as error:
-            missing = str(error.args[0]).split(" ")[0]
-            raise VqhpsError(
-                f"{path} has no {missing}: give what `vqhps video --vertices` or `vqhps predict` wrote"
-            ) from error
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise VqhpsError(f"{path} cannot be read as .npz ({str(error).splitlines()[0]})") from error
         return Predictions._of_video(path, values, shape) if video else Predictions._of_photo(path, values, shape)
