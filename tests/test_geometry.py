@@ -58,6 +58,21 @@ def test_quaternion_against_scipy():
     np.testing.assert_allclose(both(geometry.matrix_from_quaternion, quaternion), MATRICES, atol=1e-12)
 
 
+def test_quaternion_of_matrices_against_scipy():
+    """Half turns about each axis and no turn as well, where one of the four is all there is."""
+    matrices = np.concatenate(
+        [MATRICES, np.eye(3)[None], [np.diag(d) for d in ([1, -1, -1.0], [-1, 1, -1], [-1, -1, 1])]]
+    )
+    expected = Rotation.from_matrix(matrices).as_quat(canonical=True)[:, [3, 0, 1, 2]]
+    np.testing.assert_allclose(both(geometry.quaternion_from_matrix, matrices), expected, atol=1e-12)
+
+
+def test_rotation_vector_against_scipy():
+    vectors = np.concatenate([RNG.normal(0, 2, (20, 3)), RNG.normal(0, 1e-9, (3, 3)), np.zeros((1, 3))])
+    expected = Rotation.from_rotvec(vectors).as_matrix()
+    np.testing.assert_allclose(both(geometry.matrix_from_vector, vectors), expected, atol=1e-12)
+
+
 def test_rotate_against_scipy():
     points = RNG.normal(size=(20, 7, 3))
     expected = np.stack([Rotation.from_matrix(m).apply(p) for m, p in zip(MATRICES, points, strict=True)])

@@ -62,7 +62,8 @@ class Predictions:
             with np.load(path, allow_pickle=False) as archive:
                 video = "person" in archive.files
                 names = (*_ROWS, "focal", "size") if video else ("focal", "image_size", "box")
-                if missing := [name for name in (*names, "vertices") if name not in archive.files]:
+                missing = [name for name in (*names, "vertices") if name not in archive.files]
+                if missing:
                     raise VqhpsError(
                         f"{path} has no {missing[0]}: give what `vqhps video --vertices` or `vqhps predict` wrote"
                     )
