@@ -46,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve training and four test images, a tokenizer, and a backbone of random weights."""
     for module in (crops, named, method, study):
         monkeypatch.setattr(module, "named_body", lambda name: TinyBody())
+    monkeypatch.setattr(study, "_TIMES", 1)
     monkeypatch.setattr(run, "anny_body", lambda mesh: TinyBody())
     monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
     for module in (method, vqhps):

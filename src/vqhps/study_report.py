@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vqhps.study import KEPT, Run, Study
 _BEGIN, _END = "<!-- study -->", "<!-- /study -->"
 _SHOWN, _PANEL_PX, _LABEL_PX = 8, 224, 28  # photos in the gallery (half of them rendered); side of a picture; of a line
 _SHORT = tuple(name.removeprefix("standard ") for name in KEPT)
+_PA = "standard PA-MPJPE"
 Found = dict[str, Any]
 
 
@@ -90,40 +92,23 @@ def write_report(study: Study, rows: Sequence[Row], ablations: Sequence[Row], do
 
 
 def _lines(study: Study, rows: Sequence[Row], ablations: Sequence[Row]) -> list[str]:
-    config = study.config
-    training, entry = config.training, config.entries[0].model
-    lines = [
-        f"{training.steps} steps of {training.batch_size} crops for every run, seeds "
-        f"{', '.join(map(str, config.seeds))}; backbone `{entry.backbone}`, its first {entry.frozen_stages} parts "
-        f"frozen, {training.kept_views} kept views a sample; rates tried: {', '.join(f'{r:g}' for r in config.rates)}. "
-        f"Errors in mm under the protocol `standard` on {min(config.test_samples, len(study.test))} test samples; ± is "
-        "half of the 95 % interval over seeds (Student's t).",
-        "",
-    ]
+    config, names = study.config, list(rows[0].measures[0]["bodily"])
     photos = all("photos" in found for row in rows for found in row.measures)
-    lines += _table(
-        [
-            "method",
-            "samples",
-            "rate",
-            *_SHORT,
-            *(["photos PCK@0.1"] if photos else []),
-        ],
-        [[r.name, str(r.size), f"{r.runs[0].rate:g}", *_errors(r, photos)] for r in rows],
-    )
-    lines += ["", "![Errors over the number of training samples](scarce.png)", ""]
+    lines = [_setting(study), "", *_errors_table("method", rows, photos), ""]
+    lines += ["![Errors over the number of training samples](scarce.png)", ""]
     lines += ["Same photos, largest training set, first seed:", "", "![Gallery](scarce_gallery.png)", ""]
-    lines += ["### How bodily", ""]
-    names = list(rows[0].measures[0]["bodily"])
     truth = study.truth()
-    cells = [[r.name, str(r.size), *(r.cell(lambda m, n=n: m["bodily"][n], 3) for n in names)] for r in rows]  # type: ignore[misc]
-    lines += _table(["method", "samples", *names], [["true meshes", "", *(f"{truth[n]:.3f}" for n in names)], *cells])
-    lines += ["", "### Dark and hard", "", "PA-MPJPE, mm, of the same models on changed crops.", ""]
+    lines += ["### How bodily", ""]
+    lines += _table(
+        ["method", "samples", *names],
+        [["true meshes", "", *(f"{truth[n]:.3f}" for n in names)]]
+        + [[r.name, str(r.size), *(r.cell(partial(_of, "bodily", n), 3) for n in names)] for r in rows],
+    )
     hard = list(rows[0].measures[0]["hard"])
-    key = "standard PA-MPJPE"
+    lines += ["", "### Dark and hard", "", f"PA-MPJPE, mm, on {config.hard_samples} changed crops.", ""]
     lines += _table(
         ["method", "samples", *hard],
-        [[r.name, str(r.size), *(r.cell(lambda m, n=n: m["hard"][n][key]) for n in hard)] for r in rows],  # type: ignore[misc]
+        [[r.name, str(r.size), *(r.cell(partial(_of, "hard", n, _PA)) for n in hard)] for r in rows],
     )
     last = [row for row in rows if row.size == rows[-1].size]
     times = study.times([row.runs[0] for row in last])
@@ -132,22 +117,38 @@ def _lines(study: Study, rows: Sequence[Row], ablations: Sequence[Row]) -> list[
         ["method", "parameters", "a step, ms", "a prediction, ms"],
         [[r.name, f"{r.measures[0]['parameters']:,}", *(f"{v:.1f}" for v in times[r.name].values())] for r in last],
     )
-    if ablations:
-        lines += ["", "### Ablations", ""]
-        lines += _table(
-            ["variant", "samples", "rate", *_SHORT, *names],
-            [
-                [r.name, str(r.size), f"{r.runs[0].rate:g}", *_errors(r, False),
-                 *(r.cell(lambda m, n=n: m["bodily"][n], 3) for n in names)]  # type: ignore[misc]
-                for r in ablations
-            ],
-        )  # fmt: skip
-    return lines
+    return [*lines, "", "### Ablations", "", *_errors_table("variant", ablations, False, names)] if ablations else lines
 
 
-def _errors(row: Row, photos: bool) -> list[str]:
-    cells = [row.cell(lambda m, k=k: m["test"][k], 3 if k.startswith("PCK") else 1) for k in KEPT]  # type: ignore[misc]
-    return [*cells, row.cell(lambda m: m["photos"]["PCK@0.1"], 3)] if photos else cells
+def _setting(study: Study) -> str:
+    """What the numbers are of, in a paragraph."""
+    config, model = study.config, study.config.entries[0].model
+    seeds, rates = ", ".join(map(str, config.seeds)), ", ".join(f"{rate:g}" for rate in config.rates)
+    training = config.training
+    return (
+        f"{training.steps} steps of {training.batch_size} crops for every run, seeds {seeds}; backbone "
+        f"`{model.backbone}`, its first {model.frozen_stages} parts frozen, {training.kept_views} kept views a sample; "
+        f"rates tried: {rates}. Errors in mm under the protocol `standard` on "
+        f"{min(config.test_samples, len(study.test))} test samples; ± is half of the 95 % interval over seeds "
+        "(Student's t)."
+    )
+
+
+def _of(*keys: str | Found) -> Any:
+    """What measures hold under keys, one in the other; the measures come last."""
+    *path, found = keys
+    for key in path:
+        found = found[key]  # type: ignore[index]
+    return found
+
+
+def _errors_table(what: str, rows: Sequence[Row], photos: bool, bodily: Sequence[str] = ()) -> list[str]:
+    columns = [("test", key, 3 if key.startswith("PCK") else 1) for key in KEPT]
+    columns += [("photos", "PCK@0.1", 3)] * photos + [("bodily", name, 3) for name in bodily]
+    head = [*_SHORT, *["photos PCK@0.1"] * photos, *bodily]
+    cells = [[row.cell(partial(_of, part, key), digits) for part, key, digits in columns] for row in rows]
+    begin = [[row.name, str(row.size), f"{row.runs[0].rate:g}"] for row in rows]
+    return _table([what, "samples", "rate", *head], [[*a, *b] for a, b in zip(begin, cells, strict=True)])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

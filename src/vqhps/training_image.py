@@ -51,9 +51,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     fabric.seed_everything(config.seed)
     model = _build(config)
     shards = Shards(_shards_of_run(out, Path(config.shards)))
-    rows, bodies = training_rows(config, len(shards)), BodyLabels(shards)
-    if not config.start_from:
-        model.begin(*(torch.from_numpy(bodies.of(rows, 0 * rows)[name]) for name in ("pose", "shape")))
+    _begin(model, config, shards)
     tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
     if config.keypoint_steps and not (out / "state.pt").exists():
         train_keypoints(model.to(fabric.device), shards, tokens, config)  # type: ignore[arg-type]
@@ -139,6 +137,14 @@ def training_rows(config: ImageTrainingConfig, count: int) -> Int[np.ndarray, "R
     if config.samples > len(pool):
         raise VqhpsError(f"samples: {config.samples} are asked for, there are {len(pool)} to train on")
     return np.sort(np.random.default_rng((config.seed, 5)).permutation(pool)[: config.samples])
+
+
+def _begin(model: Method, config: ImageTrainingConfig, shards: Shards) -> None:
+    """Show the labels of the training samples to a model that starts anew."""
+    rows = training_rows(config, len(shards))
+    labels = BodyLabels(shards).of(rows, 0 * rows)
+    if not config.start_from:
+        model.begin(torch.from_numpy(labels["pose"]), torch.from_numpy(labels["shape"]))
 
 
 def _build(config: ImageTrainingConfig) -> Method:

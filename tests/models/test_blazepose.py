@@ -320,3 +320,14 @@ def test_own_backward_pass_of_depthwise_convolutions_is_exact(side: int) -> None
         results.append([layer(x), given.grad, layer.weight.grad, layer.bias.grad])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_features_alone_are_those_of_the_whole_network(model: VQHPS, photo: np.ndarray) -> None:
+    alone = create_backbone("blazepose_features", blazepose_models()[1]).eval()
+    with torch.no_grad():
+        whole, seen = model.backbone(as_batch(photo)), alone(as_batch(photo))
+        kept = alone.from_trunk(alone.trunk(as_batch(photo)))
+    assert seen.keypoints is None and not alone.finds_keypoints
+    for one in (seen, kept):
+        torch.testing.assert_close(one.features, whole.features)
+        torch.testing.assert_close(one.vector, whole.vector)

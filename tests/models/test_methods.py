@@ -1,6 +1,7 @@
 """HMR, CLIFF and FastMETRO: they learn ten images, their numbers stay, and each does what its paper says."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from published_people import smpl_file
 from shared import set_weights
 from tiny_shards import TinyBody, random_bodies, random_poses, symmetric_tokenizer
 from vqhps.body import named
@@ -18,6 +20,7 @@ from vqhps.models import MODELS, method
 from vqhps.models.cliff import CLIFF, positive, project_full_frame
 from vqhps.models.fastmetro import FastMETROLossConfig
 from vqhps.models.method import crop_axes
+from vqhps.tokenizer.mesh_vqvae import BodyMesh, MeshVQVAE, MeshVQVAEConfig, blend
 from vqhps.training_state import rate_share
 
 SMALL = {
@@ -33,6 +36,7 @@ GOLDEN = {  # std of vertices, sum of joints and of camera, losses by name, grad
     "cliff": [2.978901, -5.362484, -28.45969, 10.70651, 0.7967337, 1.040361, 0.6216245, 14.96358, 1933.184],
     "fastmetro": [0.3224165, 2.063889, -6.971014, 6.073899, 4.515069, 6.366959, 492.5204],
 }
+REAL = named.named_body
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
 
 
@@ -158,6 +162,37 @@ def test_regression_begins_at_the_mean_of_the_training_samples() -> None:
     assert (output.pose[0, 1:] - matrix_from_quaternion(batch["pose"])[:, 1:].mean(0)).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("name", ["hmr", "cliff"])
+def test_the_parameters_of_smpl_give_its_mesh(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started at the true parameters, and not corrected, the mesh is the true one."""
+    smpl_file(tmp_path)
+    monkeypatch.setenv("VQHPS_BODY_MODELS", str(tmp_path))
+    for module in (method, named):
+        monkeypatch.setattr(module, "named_body", REAL)
+    body = REAL("smpl-neutral", tmp_path)
+    regressor = torch.from_numpy(body.joint_regressors["coco17"])
+    count = len(body.template)
+    mesh = {
+        "faces": torch.from_numpy(body.faces), "template": torch.from_numpy(body.template),
+        "upsample_indices": torch.arange(count)[:, None], "upsample_weights": torch.ones(count, 1),
+        "weight": torch.full((count,), 1 / count), "regressor_coco17": regressor,
+    }  # fmt: skip
+    config, model_class = MODELS[name]
+    tokenizer = MeshVQVAE(MeshVQVAEConfig(sizes=(40, 16, 6), num_codes=4, components=12, width=0), BodyMesh(mesh))
+    model = model_class(config(body="smpl-neutral", iterations=0), tokenizer)
+    rng = np.random.default_rng(0)
+    pose = torch.from_numpy(Rotation.random(24, random_state=1).as_quat(scalar_first=True).astype(np.float32))[None]
+    pose[:, 0] = torch.tensor([1.0, 0, 0, 0])
+    shape = torch.from_numpy(body.sample_shape(1, rng))
+    model.begin(pose, shape)
+    batch = {"pose": pose, "shape": shape, "body": torch.tensor([named.BODY_NAMES.index("smpl-neutral")])}
+    place = torch.tensor([[0.0, 0.0, 0.4]])
+    output = model.coarse(torch.zeros(1, 3, 64, 64), None, place)
+    torch.testing.assert_close(output.vertices, rotate(output.rotation, model.true_mesh(batch)), atol=1e-4, rtol=0)
+    with pytest.raises(VqhpsError, match="has others: set `body`"):
+        model_class(config(body="smpl-neutral"), symmetric_tokenizer())
+
+
 def test_cliff_turns_with_the_place_of_the_crop_and_hmr_does_not() -> None:
     """The same features elsewhere in the photo: seen from the crop, CLIFF's body is another."""
     cliff = build("cliff").eval()
@@ -207,8 +242,6 @@ def test_coarse_vertices_are_those_of_the_mesh_and_give_it_back() -> None:
     model = build("fastmetro")
     rng = np.random.default_rng(4)
     vertices = random_bodies(*random_poses(4, rng))
-    from vqhps.tokenizer.mesh_vqvae import blend
-
     fine = blend(vertices[:, model.kept], model.fine_of, model.fine_weights)
     assert 1000 * (fine - vertices).norm(dim=-1).mean() < 8
     torch.testing.assert_close(model.fine_weights.sum(1), torch.ones(162), atol=1e-5, rtol=0)

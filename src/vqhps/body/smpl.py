@@ -38,6 +38,7 @@ _BONES: dict[Kind, tuple[str, ...]] = {
     "smplh": (*_BODY, *_FINGERS),
     "smplx": (*_BODY, "jaw", "left_eye", "right_eye", *_FINGERS),
 }
+SMPL_BONES = _BONES["smpl"]
 _SHAPES = 10  # first components of the shape space
 _FACE = {  # vertices of nose, left and right eye, left and right ear
     6890: (332, 2800, 6260, 583, 4071),

@@ -1,5 +1,6 @@
 """Endless canonical bodies for the tokenizer: mocap poses, varied, on shapes of a realistic population."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,11 +49,10 @@ class BodyStream:
         return canonical(self.body.forward(turned, torch.from_numpy(self.body.sample_shape(count, rng, self.children))))
 
 
-def mirror_bones(body: AnnyBody | SMPLBody) -> list[int]:
+def mirror_bones(names: Sequence[str]) -> list[int]:
     """For each bone the number of its twin on the other side, or its own."""
     other = {"L": "R", "R": "L"}
-    names = list(body.bone_names)
-    swap = []
+    names, swap = list(names), []
     for name in names:
         for word, opposite in (("Left", "Right"), ("Right", "Left"), ("left", "right"), ("right", "left")):
             if name.startswith(word):
@@ -66,7 +66,7 @@ def mirror_bones(body: AnnyBody | SMPLBody) -> list[int]:
 
 def mirrored(pose: Float[np.ndarray, "B K 3 3"], body: AnnyBody | SMPLBody) -> Float[np.ndarray, "B K 3 3"]:
     """The same poses with left and right exchanged."""
-    swap = mirror_bones(body)
+    swap = mirror_bones(body.bone_names)
     sign = np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
     return sign @ pose[:, swap] @ sign
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from vqhps.body.joints import COCO17_FLIP
 from vqhps.body.model import canonical
 from vqhps.body.named import BODY_NAMES, named_body
+from vqhps.body.smpl import SMPL_BONES
 from vqhps.crop import crop_image, crop_matrix
 from vqhps.data.augment import AugmentConfig, View, augment_image, random_view
 from vqhps.data.bodies import mirror_bones, mirrored
@@ -46,7 +47,8 @@ class BodyLabels:
         self.body = np.zeros(len(pose), np.int64)
         for name in np.unique(labels["body"]):
             rows = np.flatnonzero(labels["body"] == name)
-            swap = mirror_bones(named_body(str(name)))
+            bones = SMPL_BONES if name.startswith("smpl-") else named_body(str(name)).bone_names  # needs no file
+            swap = mirror_bones(bones)
             self.pose[rows, 1] = pose[rows][:, swap] * np.array([1, 1, -1, -1], np.float32)  # mirrored in x
             self.body[rows] = BODY_NAMES.index(str(name))
 

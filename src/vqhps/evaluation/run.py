@@ -104,9 +104,7 @@ def evaluate_people(
     template, faces = bodies_of[names[0]].template, bodies_of[names[0]].faces
     columns: dict[str, list[np.ndarray]] = {}
     for rows in tqdm(np.array_split(everybody, -(-len(everybody) // 32)), data, unit="batch"):
-        crops = plain_crops(shards, rows, input_size, crop_scale)
-        if change is not None:
-            crops = np.stack([change(c, np.random.default_rng((0, int(r)))) for c, r in zip(crops, rows, strict=True)])
+        crops = _changed(plain_crops(shards, rows, input_size, crop_scale), rows, change)
         bodies = model(crops, crop_places(shards, rows, crop_scale))
         true = rotate(rotations[rows], _meshes(shards, rows, bodies_of))
         if bodies.vertices.shape != true.shape:
@@ -135,10 +133,16 @@ def evaluate_people(
     bodily = {n: v for n, v in table.items() if n.endswith((" edges", "volume"))}
     summary = summarise({n: v for n, v in table.items() if n not in bodily})
     summary["bounds"] = {n: [float(v.min()), float(v.max())] for n, v in bodily.items()}
-    numbers = zip(np.array(shards.paths)[shards.shard[everybody]], shards.number[everybody], strict=True)
-    samples = [f"{path.name}:{number}" for path, number in numbers]
+    samples = [f"{shards.paths[shards.shard[row]].name}:{shards.number[row]}" for row in everybody]
     write_results(out, data, samples, table, summary)
     return summary
+
+
+def _changed(crops: UInt8[np.ndarray, "R S S 3"], rows: np.ndarray, change: Change | None) -> np.ndarray:
+    """Crops after a change that is the same for a sample each time."""
+    if change is None:
+        return crops
+    return np.stack([change(c, np.random.default_rng((0, int(r)))) for c, r in zip(crops, rows, strict=True)])
 
 
 def _meshes(shards: Shards, rows: np.ndarray, bodies: dict[str, AnnyBody | SMPLBody]) -> Float[np.ndarray, "R V 3"]:
