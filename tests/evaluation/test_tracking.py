@@ -85,3 +85,5 @@ def test_hidden_people_need_not_be_found() -> None:
     hidden = np.ones(20, bool)
     hidden[6:10] = False
     assert match(TRUE, swapped, hidden).switches == 2  # seen again two frames later, under other numbers
+    back = tracks(both(range(3)) + both(range(3, 5), (1, 0)) + both(range(5, 10)))
+    assert match(TRUE, back, hidden).switches == 0

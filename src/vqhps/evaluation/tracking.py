@@ -75,7 +75,7 @@ def match(true: Tracks, found: Tracks, counted: Bool[np.ndarray, "N"]) -> Matche
                 number[who], owner[which] = which, who
     ignored = np.zeros(len(found.frame), bool)
     ignored[rows[~counted & (rows >= 0)]] = True
-    extra = ~ignored
+    extra = np.ones(len(found.frame), bool)
     extra[rows[rows >= 0]] = False
     pairs = [(t, p) for t, p in allowed_pairs if counted[t] and not ignored[p]]
     total, hits = int(counted.sum()), int((counted & (rows >= 0)).sum())
