@@ -15,6 +15,7 @@ from vqhps.data import crops
 from vqhps.data.crops import crop_keypoints, shard_tokens
 from vqhps.data.sample import Shards, find_shards
 from vqhps.errors import VqhpsError
+from vqhps.models.hmr import HMRConfig
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.training_config import ImageTrainingConfig
 from vqhps.training_image import train_image_model
@@ -138,6 +139,9 @@ def test_kept_features_need_a_frozen_part(folder: Path, monkeypatch: pytest.Monk
         train_image_model(recipe(folder, "a", keypoint_steps=1))
     with pytest.raises(VqhpsError, match="keypoint_mesh needs keypoint_steps"):
         train_image_model(kept_recipe(folder, "a", keypoint_steps=1, keypoint_mesh=0.3))
+    with pytest.raises(VqhpsError, match="keypoint_mesh needs keypoint_steps, first_guess"):
+        hmr = {"method": "hmr", "model": HMRConfig(backbone="blazepose", frozen_stages=1), "start_from": "other"}
+        train_image_model(recipe(folder, "a", keypoint_steps=1, keypoint_mesh=0.3, **hmr))
     with pytest.raises(VqhpsError, match="no folder nowhere/mocap"):
         train_image_model(recipe(folder, "a", motion="nowhere"))
     with pytest.raises(VqhpsError, match="lifting_steps needs"):

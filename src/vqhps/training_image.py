@@ -105,7 +105,7 @@ def _check(config: ImageTrainingConfig) -> None:
     lifts = config.kept_views and guesses and "keypoints" in config.model.sources
     if config.keypoint_steps and config.model.backbone != "blazepose":
         raise VqhpsError("keypoint_steps needs a backbone that finds key points: blazepose")
-    if config.keypoint_mesh and not (config.keypoint_steps and config.start_from and config.model.first_guess):
+    if config.keypoint_mesh and not (config.keypoint_steps and config.start_from and guesses):
         raise VqhpsError(
             "keypoint_mesh needs keypoint_steps, first_guess, and a model to start_from whose guess is trained"
         )
