@@ -47,11 +47,13 @@ class StudyEntry:
         name: in the tables.
         method: in `vqhps.models.MODELS`.
         model: its settings.
+        tokenizer: checkpoint of its own tokenizer; by default that of the training all have in common.
     """
 
     name: str
     method: str
     model: Any
+    tokenizer: str = ""
 
     @staticmethod
     def types_of(values: dict[str, Any]) -> dict[str, type[Any]]:
@@ -168,6 +170,7 @@ class Study:
                 self.config.training, out=str(run.folder), method=run.entry.method, model=run.entry.model,
                 samples=run.size, pool=self.pool, seed=run.seed, learning_rate=run.rate,
                 validate_every=self.config.training.steps,
+                tokenizer=run.entry.tokenizer or self.config.training.tokenizer,
             )  # fmt: skip
             train_image_model(config)
             row = json.loads((run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
@@ -215,7 +218,7 @@ class Study:
     def _bodily(self, model: Method | None) -> dict[str, float]:
         """How bodily a model's meshes are; without one, the true meshes."""
         rows = np.arange(len(self.test))[: self.config.bodily_samples]
-        tokenizer: Any = model.tokenizer if model else load_tokenizer(self.config.training.tokenizer)
+        tokenizer: Any = load_tokenizer(self.config.training.tokenizer)
         body = named_body(str(self.test.labels["body"][0]))
         columns: dict[str, list[np.ndarray]] = {}
         for part in np.array_split(rows, -(-len(rows) // _BATCH)):

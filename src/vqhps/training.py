@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -15,11 +16,12 @@ from tqdm import tqdm
 
 from vqhps.body.connections import read_connections
 from vqhps.checkpoint import CheckpointCard, save_checkpoint
-from vqhps.data.bodies import BodyStream, test_bodies
+from vqhps.data.bodies import BodyStream, camera_turns, test_bodies
 from vqhps.data.meshes import MeshFile
 from vqhps.data.mocap import SOURCES, Source, load_poses
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.tokenizer import tokenizer_errors
+from vqhps.geometry import rotate
 from vqhps.tokenizer.build import anny_tokenizer, registered_tokenizer
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
 from vqhps.tokenizer.networks import ComponentNetwork
@@ -49,6 +51,7 @@ class TokenizerTrainingConfig:
         commitment: weight of the commitment loss.
         children: default body: all ages instead of adults only.
         jitter: default body: random turn of every bone, radians an axis.
+        turned: default body: in axes of cameras all around, in place of canonical (`vqhps_oriented`).
         sources: default body: motion sets to train on.
         evaluate_every: steps between evaluations on the held-out bodies.
         save_minutes: between saved states.
@@ -68,6 +71,7 @@ class TokenizerTrainingConfig:
     commitment: float = 0.25
     children: bool = False
     jitter: float = 0.02
+    turned: bool = False
     sources: tuple[Source, ...] = SOURCES
     evaluate_every: int = 1000
     save_minutes: float = 3.0
@@ -151,8 +155,12 @@ def _bodies(config: TokenizerTrainingConfig) -> _Bodies:
         model, held = registered_tokenizer(config.model, file.template, file.faces, levels), file.held_out()
         return _Bodies(file, model, held, held, file.path.stem, "held-out meshes")
     root = Path(config.data_root)
-    stream = BodyStream(load_poses(root, "train", 0.06, config.sources), config.children, config.jitter)
+    bank = load_poses(root, "train", 0.06, config.sources)
+    stream = BodyStream(bank, config.children, config.jitter, turned=config.turned)
     coarse, full, _ = test_bodies(root)
+    if config.turned:
+        turns = camera_turns(len(coarse), np.random.default_rng(0))
+        coarse, full = rotate(turns, coarse), rotate(turns, full)
     return _Bodies(stream, anny_tokenizer(config.model), coarse, full, "anny", "held-out CMU subjects")
 
 

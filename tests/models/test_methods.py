@@ -1,6 +1,5 @@
 """HMR, CLIFF and FastMETRO: they learn ten images, their numbers stay, and each does what its paper says."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from published_people import smpl_file
 from shared import set_weights
-from tiny_shards import TinyBody, random_bodies, random_poses, symmetric_tokenizer
+from tiny_batch import made_batch, projection
+from tiny_shards import TinyBody, symmetric_tokenizer
 from vqhps.body import named
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_quaternion, project, rotate
 from vqhps.models import MODELS, method
-from vqhps.models.cliff import CLIFF, positive, project_full_frame
+from vqhps.models.cliff import positive, project_full_frame
 from vqhps.models.fastmetro import FastMETROLossConfig
 from vqhps.models.method import crop_axes
 from vqhps.tokenizer.mesh_vqvae import BodyMesh, MeshVQVAE, MeshVQVAEConfig, blend
@@ -37,7 +37,6 @@ GOLDEN = {  # std of vertices, sum of joints and of camera, losses by name, grad
     "fastmetro": [0.3224165, 2.063889, -6.971014, 6.073899, 4.515069, 6.366959, 492.5204],
 }
 REAL = named.named_body
-FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
 
 
 @pytest.fixture(autouse=True)
@@ -50,29 +49,6 @@ def build(name: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     config, model = MODELS[name]
     return model(config(**{**SMALL[name], **changes}), symmetric_tokenizer())
-
-
-def projection(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The one that a method is held to."""
-    return project_full_frame if isinstance(model, CLIFF) else lambda joints, camera, place: project(joints, camera)
-
-
-def made_batch(model: Any, count: int = 10) -> dict[str, Tensor]:
-    """Images of noise, each with a body of its own somewhere in a photo."""
-    rng = np.random.default_rng(1)
-    pose, shape = random_poses(count, rng)
-    turn = Rotation.from_euler("y", rng.uniform(-60, 60, (count, 1)), degrees=True).as_matrix()
-    rotation = torch.from_numpy(turn.astype(np.float32)) @ FLIP
-    vertices = random_bodies(pose, shape)
-    joints = rotate(rotation, model.tokenizer.regressor("coco17") @ vertices)
-    place = torch.from_numpy(rng.uniform((-0.4, -0.4, 0.3), (0.4, 0.4, 0.6), (count, 3)).astype(np.float32))
-    return {
-        "image": torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(2)),
-        "pose": torch.from_numpy(pose.astype(np.float32)), "shape": torch.from_numpy(shape),
-        "body": torch.zeros(count, dtype=torch.int64), "rotation": rotation, "canonical_vertices": vertices,
-        "keypoints2d": projection(model)(joints, torch.tensor([[0.8, 0.1, -0.1]]).expand(count, 3), place),
-        "keypoints_weight": torch.ones(count, 17), "has_mesh": torch.ones(count), "place": place,
-    }  # fmt: skip
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from vqhps.body.anny import AnnyBody, anny_body
@@ -15,6 +16,7 @@ from vqhps.body.model import canonical
 from vqhps.body.smpl import SMPLBody
 from vqhps.body.topology import random_pose
 from vqhps.data.mocap import PoseBank, Source, load_poses
+from vqhps.geometry import rotate
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class BodyStream:
         children: shapes of all ages instead of adults only.
         jitter: random turn of every bone, radians an axis.
         mirror: swap left and right in half of the bodies.
+        turned: in axes of cameras all around instead of canonical, see `camera_turns`.
     """
 
     bank: PoseBank
     children: bool = False
     jitter: float = 0.02
     mirror: bool = True
+    turned: bool = False
 
     @cached_property
     def body(self) -> AnnyBody:
@@ -45,8 +49,18 @@ class BodyStream:
         if self.mirror:
             flip = rng.random(count) < 0.5
             pose = np.where(flip[:, None, None, None], mirrored(pose, self.body), pose)
-        turned = torch.from_numpy(pose) @ random_pose(count, pose.shape[1], rng, self.jitter)
-        return canonical(self.body.forward(turned, torch.from_numpy(self.body.sample_shape(count, rng, self.children))))
+        bones = torch.from_numpy(pose) @ random_pose(count, pose.shape[1], rng, self.jitter)
+        shape = torch.from_numpy(self.body.sample_shape(count, rng, self.children))
+        bodies = canonical(self.body.forward(bones, shape))
+        return rotate(camera_turns(count, rng), bodies) if self.turned else bodies
+
+
+def camera_turns(count: int, rng: np.random.Generator) -> Float[Tensor, "B 3 3"]:
+    """Rotations canonical -> camera: upright, from all sides alike, tilted by some 25 degrees."""
+    about, tilt = rng.uniform(-np.pi, np.pi, count), rng.normal(0, np.radians(25), (count, 2))
+    turns = Rotation.from_euler("y", about), Rotation.from_euler("xz", tilt)
+    around, tilted = (torch.from_numpy(turn.as_matrix().astype(np.float32)) for turn in turns)
+    return tilted @ torch.diag(torch.tensor((1.0, -1.0, -1.0))) @ around
 
 
 def mirror_bones(names: Sequence[str]) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 from vqhps.models.cliff import CLIFF, CLIFFConfig
 from vqhps.models.fastmetro import FastMETRO, FastMETROConfig
 from vqhps.models.hmr import HMR, HMRConfig
+from vqhps.models.variants import LatentVQHPS, OrientedVQHPS
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -12,4 +13,6 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "hmr": (HMRConfig, HMR),
     "cliff": (CLIFFConfig, CLIFF),
     "fastmetro": (FastMETROConfig, FastMETRO),
+    "vqhps_latents": (VQHPSConfig, LatentVQHPS),
+    "vqhps_oriented": (VQHPSConfig, OrientedVQHPS),
 }

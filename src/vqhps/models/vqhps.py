@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -167,14 +167,14 @@ class VQHPS(Method):
             trunk: in place of `image`, what the first part of the backbone made of it.
             place: not looked at.
         """
-        return self._output(self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
+        return self.output(self.encode(image, keypoints, trunk), self.config.loss.decode, full=False)
 
     @torch.no_grad()
     def predict(
         self, image: Float[Tensor, "B 3 H W"] | None = None, keypoints: Float[Tensor, "B J 4"] | None = None
     ) -> Output:
         """Output on the full mesh; see `forward` for the arguments."""
-        return self._output(self.encode(image, keypoints), self.config.decode, full=True)
+        return self.output(self.encode(image, keypoints), self.config.decode, full=True)
 
     @torch.no_grad()
     def readings(
@@ -182,18 +182,19 @@ class VQHPS(Method):
     ) -> dict[str, Output]:
         """See `Method.readings`: the mesh of the best codes, and that of the expected ones."""
         encoded = self.encode(image, None, trunk)
-        return {how: self._output(encoded, how, full=False) for how in get_args(Decode)}
+        return {how: self.output(encoded, how, full=False) for how in get_args(Decode)}
 
     @torch.no_grad()
     def coarse(self, image: Tensor | None = None, trunk: Tensor | None = None, place: Tensor | None = None) -> Output:
         """See `Method.coarse`."""
-        return self._output(self.encode(image, None, trunk), self.config.decode, full=False)
+        return self.output(self.encode(image, None, trunk), self.config.decode, full=False)
 
     def true_mesh(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "B Vc 3"]:
         """What the target tokens decode to."""
         return self.tokenizer.decode(batch["indices"])
 
-    def _output(self, encoded: Encoded, decode: Decode, full: bool) -> Output:
+    def output(self, encoded: Encoded, decode: Decode, full: bool) -> Output:
+        """What `Output` wants, from what the networks say."""
         logits, rotation_6d, camera = encoded.logits.float(), encoded.rotation_6d.float(), encoded.camera.float()
         with torch.autocast(logits.device.type, enabled=False):  # metres need float32
             coarse = self.decode_mesh(logits, decode)
@@ -267,7 +268,7 @@ class VQHPS(Method):
     def lift(self, keypoints: Float[Tensor, "B J 4"], vector: Float[Tensor, "B P"] | None = None) -> Output:
         """What the first guess alone makes of key points, as `forward` takes them, and the backbone's vector."""
         logits, rotation_6d, camera = self.guess(vector, keypoints)
-        return self._output(Encoded(logits, rotation_6d, camera, None), self.config.loss.decode, full=False)
+        return self.output(Encoded(logits, rotation_6d, camera, None), self.config.loss.decode, full=False)
 
     def _shown(self, keypoints: Float[Tensor, "B J 4"] | None, found: Tensor | None) -> Float[Tensor, "B J 4"]:
         """Key points for the memory: those given, or those found; in training, true ones for some samples."""
@@ -293,7 +294,7 @@ class VQHPS(Method):
         logits = output.logits
         assert logits is not None
         regressor, has = self.tokenizer.regressor("coco17"), batch["has_mesh"]
-        terms = {"tokens": self._token_loss(logits, batch["indices"]), **mesh_terms(output, batch, regressor)}
+        terms = {"tokens": self.token_loss(logits, batch), **mesh_terms(output, batch, regressor)}
         losses = over_known(terms, has)
         if output.keypoints is not None:
             joints = regressor @ rotate(batch["rotation"], batch["canonical_vertices"])
@@ -307,7 +308,9 @@ class VQHPS(Method):
     def _soft_targets(self) -> Float[Tensor, "G K K"]:
         return neighbour_targets(self.tokenizer.codebook, self.config.loss.label_sigma)
 
-    def _token_loss(self, logits: Float[Tensor, "B T K"], target: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
+    def token_loss(self, logits: Float[Tensor, "B T K"], batch: Mapping[str, Tensor]) -> Float[Tensor, "B"]:
+        """Cross-entropy of the codes of each sample, with soft targets if they are asked for."""
+        target = batch["indices"]
         if self.config.loss.label_sigma == 0:
             return functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
         soft = self._soft_targets[self.tokenizer.book_of_token, target]

@@ -104,6 +104,16 @@ class MeshVQVAE(nn.Module):
         return self.config.depth * self.config.sizes[-1]
 
     @property
+    def depth(self) -> int:
+        """Levels of residual quantization."""
+        return self.config.depth
+
+    @property
+    def template(self) -> Float[Tensor, "Vc 3"]:
+        """The coarse body that latents of zero stand for, metres."""
+        return self.mesh.get_buffer("template")
+
+    @property
     def num_codes(self) -> int:
         """K, size of a codebook."""
         return self.config.num_codes
@@ -124,11 +134,11 @@ class MeshVQVAE(nn.Module):
 
     def latents(self, vertices: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B L D"]:
         """Latents before quantization of canonical coarse vertices, metres."""
-        return self.network.encode(vertices - self.mesh.get_buffer("template"))
+        return self.network.encode(vertices - self.template)
 
     def decode_latents(self, quantized: Float[Tensor, "B L D"]) -> Float[Tensor, "B Vc 3"]:
         """Canonical coarse vertices, metres, from codes or anything between them; differentiable."""
-        return self.network.decode(quantized) + self.mesh.get_buffer("template")
+        return self.network.decode(quantized) + self.template
 
     def encode(self, vertices: Float[Tensor, "B Vc 3"]) -> Int[Tensor, "B T"]:
         """Tokens of canonical coarse vertices, metres."""
