@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ class StudyConfig:
         ablation_size: see above.
         sizes: numbers of training samples; in one seed those of a smaller number are among those of a larger.
         seeds: each draws samples, weights and order anew.
-        rates: learning rates; for each entry and size the one that is best on held-back samples with the first seed.
+        rates: learning rates; each entry gets the one that is best on held-back samples after training with the first
+            seed on `rate_size` samples.
+        rate_size: see above.
         test_samples, hard_samples, bodily_samples: how many test samples are measured; in each hard version; for how
             bodily the meshes are.
     """
@@ -90,6 +93,7 @@ class StudyConfig:
     sizes: tuple[int, ...] = (300, 1000, 3000, 10_000)
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rate_size: int = 1000
     test_samples: int = 500
     hard_samples: int = 200
     bodily_samples: int = 100
@@ -115,6 +119,43 @@ class Run:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Row:
+    """The runs of one entry on one number of samples, one a seed, and what each measured."""
+
+    runs: list[Run]
+    measures: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Of the entry."""
+        return self.runs[0].entry.name
+
+    @property
+    def size(self) -> int:
+        """Training samples."""
+        return self.runs[0].size
+
+    def values(self, read: Callable[[dict[str, Any]], float]) -> np.ndarray:
+        """One number a seed."""
+        return np.array([read(found) for found in self.measures], float)
+
+    def cell(self, read: Callable[[dict[str, Any]], float], digits: int = 1) -> str:
+        """Mean and half of the 95 % interval over the seeds."""
+        values = self.values(read)
+        half = f" ± {interval(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{half}"
+
+
+def interval(values: np.ndarray) -> float:
+    """Half of Student's 95 % confidence interval of a mean; 0 for one value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return 0.0
+    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+
+
 class Study:
     """Trains and measures what is not done yet.
 
@@ -133,7 +174,7 @@ class Study:
         backbones = {(e.model.backbone, e.model.frozen_stages, e.model.freeze_norm) for e in everyone}
         if len(backbones) > 1:
             raise VqhpsError(f"the entries must have the same backbone, frozen alike; these have {sorted(backbones)}")
-        self.pool = max(*config.sizes, config.ablation_size if config.ablations else 0)
+        self.pool = max(*config.sizes, config.rate_size, config.ablation_size if config.ablations else 0)
         self.shards = self._begin()
         self.test = Shards(find_shards(Path(config.test), "test"))
         self.memory = TrunkMemory()
@@ -179,15 +220,21 @@ class Study:
             (run.folder / "state.pt").unlink()
         return float(json.loads(done.read_text(encoding="utf-8"))["validation_pve_mm"])
 
-    def chosen(self, entry: StudyEntry, size: int) -> list[Run]:
-        """The runs of each seed, at the rate that is best with the first; all trained."""
-        first, *others = self.config.seeds
-        tried = {rate: self.train(self.run(entry, size, first, rate)) for rate in self.config.rates}
-        rate = min(tried, key=lambda r: (not np.isfinite(tried[r]), tried[r]))
-        runs = [self.run(entry, size, seed, rate) for seed in (first, *others)]
-        for run in runs[1:]:
+    def rate(self, entry: StudyEntry) -> float:
+        """The rate that is best for an entry."""
+        config = self.config
+        if len(config.rates) == 1:
+            return config.rates[0]
+        runs = {rate: self.run(entry, config.rate_size, config.seeds[0], rate) for rate in config.rates}
+        tried = {rate: self.train(run) for rate, run in runs.items()}
+        return min(tried, key=lambda r: (not np.isfinite(tried[r]), tried[r]))
+
+    def row(self, entry: StudyEntry, size: int, seeds: Sequence[int]) -> Row:
+        """The runs of each seed, trained and measured."""
+        runs = [self.run(entry, size, seed, self.rate(entry)) for seed in seeds]
+        for run in runs:
             self.train(run)
-        return runs
+        return Row(runs, [self.measure(run) for run in runs])
 
     def measure(self, run: Run) -> dict[str, Any]:
         """What `run` is worth, see `docs/scarce.md`; from its file if that is done."""
@@ -290,18 +337,15 @@ def run_study(config: StudyConfig, docs: Path | None = None) -> Path:
             pictures go beside it.
 
     Returns:
-        The report, `out/report.md`, which is written anew whenever a size is done.
+        The report, `out/report.md`, which is written anew whenever a seed is done: one stopped early has fewer seeds.
     """
-    from vqhps.study_report import Row, write_report
+    from vqhps.study_report import write_report
 
-    study, rows = Study(config), list[Row]()
-    for size in sorted(config.sizes):
-        for entry in config.entries:
-            runs = study.chosen(entry, size)
-            rows.append(Row(runs, [study.measure(run) for run in runs]))
+    study = Study(config)
+    for count in range(1, len(config.seeds) + 1):
+        seeds = config.seeds[:count]
+        rows = [study.row(entry, size, seeds) for size in sorted(config.sizes) for entry in config.entries]
         write_report(study, rows, [], None)
-    ablations = []
-    for entry in config.ablations:
-        runs = study.chosen(entry, config.ablation_size)
-        ablations.append(Row(runs, [study.measure(run) for run in runs]))
-    return write_report(study, rows, ablations, docs)
+        ablations = [study.row(entry, config.ablation_size, seeds) for entry in config.ablations]
+        report = write_report(study, rows, ablations, docs)
+    return report

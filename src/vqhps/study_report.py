@@ -1,8 +1,7 @@
 """What a study found: tables, a plot with confidence bands, and the same photos through every method."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,50 +19,13 @@ from vqhps.geometry import crop_from_box, default_focal
 from vqhps.runtime.export_mesh import whole_file, write_png
 from vqhps.runtime.photo import read_photo
 from vqhps.runtime.render import person_color, render_crop
-from vqhps.study import KEPT, Run, Study
+from vqhps.study import KEPT, Row, Study, interval
 
 _BEGIN, _END = "<!-- study -->", "<!-- /study -->"
 _SHOWN, _PANEL_PX, _LABEL_PX = 8, 224, 28  # photos in the gallery (half of them rendered); side of a picture; of a line
 _SHORT = tuple(name.removeprefix("standard ") for name in KEPT)
 _PA = "standard PA-MPJPE"
 Found = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The runs of one entry on one number of samples, one a seed, and what each measured."""
-
-    runs: list[Run]
-    measures: list[Found]
-
-    @property
-    def name(self) -> str:
-        """Of the entry."""
-        return self.runs[0].entry.name
-
-    @property
-    def size(self) -> int:
-        """Training samples."""
-        return self.runs[0].size
-
-    def values(self, read: Callable[[Found], float]) -> np.ndarray:
-        """One number a seed."""
-        return np.array([read(found) for found in self.measures], float)
-
-    def cell(self, read: Callable[[Found], float], digits: int = 1) -> str:
-        """Mean and half of the 95 % interval over the seeds."""
-        values = self.values(read)
-        half = f" ± {interval(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{values.mean():.{digits}f}{half}"
-
-
-def interval(values: np.ndarray) -> float:
-    """Half of Student's 95 % confidence interval of a mean; 0 for one value."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return 0.0
-    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def write_report(study: Study, rows: Sequence[Row], ablations: Sequence[Row], docs: Path | None) -> Path:
@@ -128,7 +90,7 @@ def _setting(study: Study) -> str:
     return (
         f"{training.steps} steps of {training.batch_size} crops for every run, seeds {seeds}; backbone "
         f"`{model.backbone}`, its first {model.frozen_stages} parts frozen, {training.kept_views} kept views a sample; "
-        f"rates tried: {rates}. Errors in mm under the protocol `standard` on "
+        f"rates tried, on {config.rate_size} samples: {rates}. Errors in mm under the protocol `standard` on "
         f"{min(config.test_samples, len(study.test))} test samples; ± is half of the 95 % interval over seeds "
         "(Student's t)."
     )

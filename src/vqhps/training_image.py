@@ -55,7 +55,7 @@ def train_image_model(config: ImageTrainingConfig) -> Path:
     tokens = shard_tokens(shards, model.tokenizer)  # type: ignore[arg-type]
     if config.keypoint_steps and not (out / "state.pt").exists():
         train_keypoints(model.to(fabric.device), shards, tokens, config)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay, fused=True)
     average = AveragedModel(model, multi_avg_fn=_moving_average(config.average), use_buffers=True)
     modules = {"model": model, "average": average}
     start = resume_state(out, config, modules, optimizer)
