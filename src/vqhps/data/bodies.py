@@ -57,7 +57,7 @@ class BodyStream:
 
 def camera_turns(count: int, rng: np.random.Generator) -> Float[Tensor, "B 3 3"]:
     """Rotations canonical -> camera: upright, from all sides alike, tilted by some 25 degrees."""
-    about, tilt = rng.uniform(-np.pi, np.pi, count), rng.normal(0, np.radians(25), (count, 2))
+    about, tilt = rng.uniform(-np.pi, np.pi, (count, 1)), rng.normal(0, np.radians(25), (count, 2))
     turns = Rotation.from_euler("y", about), Rotation.from_euler("xz", tilt)
     around, tilted = (torch.from_numpy(turn.as_matrix().astype(np.float32)) for turn in turns)
     return tilted @ torch.diag(torch.tensor((1.0, -1.0, -1.0))) @ around
