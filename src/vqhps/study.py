@@ -346,6 +346,5 @@ def run_study(config: StudyConfig, docs: Path | None = None) -> Path:
         seeds = config.seeds[:count]
         rows = [study.row(entry, size, seeds) for size in sorted(config.sizes) for entry in config.entries]
         write_report(study, rows, [], None)
-        ablations = [study.row(entry, config.ablation_size, seeds) for entry in config.ablations]
-        report = write_report(study, rows, ablations, docs)
-    return report
+    ablations = [study.row(entry, config.ablation_size, config.seeds) for entry in config.ablations]
+    return write_report(study, rows, ablations, docs)

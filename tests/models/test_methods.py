@@ -11,8 +11,8 @@ from torch import Tensor
 
 from published_people import smpl_file
 from shared import set_weights
-from tiny_batch import FLIP, made_batch, projection
-from tiny_shards import TinyBody, random_bodies, symmetric_tokenizer
+from tiny_batch import made_batch, projection
+from tiny_shards import TinyBody, random_bodies, random_poses, symmetric_tokenizer
 from vqhps.body import named
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_quaternion, project, rotate
