@@ -1,6 +1,7 @@
 """Imports point one way only, and predicting imports no torch."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +72,9 @@ def test_runtime_names_no_torch(path):
     assert not {name.split(".")[0] for name in imported(path)} & heavy
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def run(code: str, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -103,3 +105,19 @@ def test_public_names():
         assert getattr(vqhps, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = vqhps.nothing
+
+
+def test_predicting_tells_nobody(tmp_path):
+    """ONNX Runtime by itself gives the machine a number, in a file, and reports its use."""
+    code = """
+from pathlib import Path
+from vqhps.errors import VqhpsError
+from vqhps.runtime.bundle import open_session
+try:
+    open_session(Path("none.onnx"), [], [])
+except VqhpsError:
+    print("loaded")
+"""
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(tmp_path))
+    assert run(code, **places).strip() == "loaded"
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -231,6 +231,8 @@ def open_session(
     Raises:
         VqhpsError: it is damaged, or not the graph of a bundle.
     """
+    # Read when it is loaded: without this, it gives the machine a number, in ~/.cache, and reports its use.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
