@@ -120,6 +120,17 @@ def test_true_parameters_have_no_loss(name: str) -> None:
     assert all(value < 1e-6 for n, value in losses.items() if n != "reprojection"), losses
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_mixed_precision_rounds_what_comes_in_and_metres_stay_single(name: str) -> None:
+    model = build(name).eval()
+    batch = made_batch(model, 2)
+    with torch.no_grad():
+        seen = model.backbone(batch["image"])
+        exact, rough = model.head(seen, batch["place"]), model.head(seen, batch["place"].bfloat16())
+    assert rough.vertices.dtype == torch.float32
+    assert (exact.vertices - rough.vertices).abs().max() < 0.02
+
+
 def test_shapes_of_another_body_are_not_learned() -> None:
     model = build("hmr")
     batch = made_batch(model, 2)

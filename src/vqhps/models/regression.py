@@ -130,9 +130,9 @@ class ParameterMethod(BodyMethod):
         body.copy_(shape.mean(0))
 
     def head(self, seen: Seen, place: Float[Tensor, "B 3"] | None) -> Output:
-        """See `BodyMethod.head`; all in float32."""
+        """See `BodyMethod.head`; all in float32, which a training in mixed precision does not pass on."""
         with torch.autocast(seen.vector.device.type, enabled=False):
-            return self.read(seen.vector.float(), place)
+            return self.read(seen.vector.float(), None if place is None else place.float())
 
     @abstractmethod
     def read(self, vector: Float[Tensor, "B C"], place: Float[Tensor, "B 3"] | None) -> Output:
