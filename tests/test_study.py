@@ -165,6 +165,10 @@ def test_the_rate_is_the_best_one_on_held_back_samples(folder: Path, monkeypatch
     scores = {1e-3: float("nan"), 1e-4: 80.0}
     monkeypatch.setattr(one, "train", lambda run: scores[run.rate])
     assert one.rate(one.config.entries[0]) == 1e-4
+    variant = StudyEntry("variant", "vqhps", MODELS["vqhps"][0](**BACKBONE, **SMALL["vqhps"]))
+    other = study.Study(config(folder, "more", ("hmr",), ablations=(variant,)))
+    monkeypatch.setattr(other, "train", lambda run: scores[run.rate] if run.entry.name == "hmr" else 0.0)
+    assert other.rate(variant) == 1e-4
 
 
 def test_the_interval_is_that_of_student() -> None:

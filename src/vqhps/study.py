@@ -72,7 +72,7 @@ class StudyConfig:
         entries: what is compared.
         out: folder of the study.
         photos: folder of photos with labelled key points, as `evaluate coco-free` takes it; without it, none.
-        ablations: variants that are trained at `ablation_size` only.
+        ablations: variants of the first entry, that are trained at `ablation_size` only.
         ablation_size: see above.
         sizes: numbers of training samples; in one seed those of a smaller number are among those of a larger.
         seeds: each draws samples, weights and order anew.
@@ -221,8 +221,10 @@ class Study:
         return float(json.loads(done.read_text(encoding="utf-8"))["validation_pve_mm"])
 
     def rate(self, entry: StudyEntry) -> float:
-        """The rate that is best for an entry."""
+        """The rate that is best for an entry; a variant has that of the first entry, as all else but one thing."""
         config = self.config
+        if entry in config.ablations:
+            entry = config.entries[0]
         if len(config.rates) == 1:
             return config.rates[0]
         runs = {rate: self.run(entry, config.rate_size, config.seeds[0], rate) for rate in config.rates}
