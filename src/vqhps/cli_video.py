@@ -38,6 +38,10 @@ class Video:
     """Store every mesh in clip.npz: 82 kB a person and frame."""
     overlay: bool = True
     """Write clip_overlay.mp4."""
+    side_by_side: bool = False
+    """Write clip_side_by_side.mp4: the overlay, and beside it the scene from the side."""
+    sequence: Literal["obj", "ply"] | None = None
+    """Write the folder clip_obj or clip_ply: a mesh file a person and frame."""
 
     def run(self) -> int:
         """Print the files; exit code 130 after Ctrl-C."""
@@ -49,7 +53,9 @@ class Video:
 
         source = open_source(self.video, self.fps)
         bundle = default_bundle(1) if self.bundle is None else Bundle.load(self.bundle, 1)
-        options = VideoOptions(self.vertices, self.overlay, self.smooth, self.detect_every, self.focal)
+        options = VideoOptions(
+            self.vertices, self.overlay, self.smooth, self.detect_every, self.focal, self.side_by_side, self.sequence
+        )
         predictor = Predictor(bundle, BlazePoseDetector(threads=1))
         stop = source.stop if isinstance(source, Webcam) else None
         chunks = self.out / f"{source.stem}.chunks"
