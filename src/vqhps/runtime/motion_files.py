@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from vqhps.runtime.export_mesh import SCHEMA, plain, whole_file
 from vqhps.runtime.mesh_sequence import SequenceKind, write_mesh_sequence
 from vqhps.runtime.motion import EVERY, empty_rows, predict_segments
 from vqhps.runtime.motion_pictures import write_pictures
+from vqhps.runtime.motion_tokens import matching_tokenizer, write_motion_tokens
+from vqhps.runtime.npz_stream import video_values, write_columns
 from vqhps.runtime.predictor import Predictor, to_pixels
 from vqhps.runtime.smooth import Smoothing, Table, join, smooth
 from vqhps.runtime.track import Tracker
@@ -46,6 +47,7 @@ class VideoOptions:
         overlay: whether to write `<stem>_overlay.mp4`.
         side_by_side: whether to write `<stem>_side_by_side.mp4`: the overlay, and the scene from the side.
         sequence: whether and how to write each mesh as a file, in `<stem>_obj/` or `<stem>_ply/`.
+        tokens: whether to write `<stem>.vqt`: meshes as tokens, some 100 bytes each.
         smoothing: of bodies and their motion.
         every: frames from one look of the detector to the next.
         focal: px; a guess from the size of the frames by default.
@@ -58,11 +60,12 @@ class VideoOptions:
     focal: float | None = None
     side_by_side: bool = False
     sequence: SequenceKind | None = None
+    tokens: bool = False
 
     @property
     def meshes(self) -> bool:
         """Whether meshes have to be kept until the end."""
-        return self.vertices or self.overlay or self.side_by_side or self.sequence is not None
+        return any((self.vertices, self.overlay, self.side_by_side, self.sequence, self.tokens))
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def predict_video(
         VqhpsError: nothing can be read, or the folder cannot be written to.
     """
     told = advance or (lambda count, what: None)
+    if options.tokens:
+        matching_tokenizer(predictor.bundle)  # says so at once if there is none
     chunks = out / f"{source.stem}.chunks"
     if isinstance(source, Webcam) and (options.overlay or options.side_by_side):
         out.mkdir(parents=True, exist_ok=True)
@@ -235,34 +240,11 @@ def write_arrays(motion: Motion) -> int:
     Raises:
         VqhpsError: the folder cannot be written to.
     """
-    wanted = empty_rows(motion.bundle, motion.options.vertices)
-    folder = motion.chunks / "columns"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    people: set[int] = set()
-    count = 0
-    for table in motion.tables(motion.options.vertices):
-        count += len(table.rows["frame"])
-        people |= set(table.rows["person"].tolist())
-        for name in wanted:
-            with (folder / name).open("ab") as column:
-                table.rows[name].tofile(column)
-    singles: dict[str, Any] = {
-        "focal": np.float64(motion.focal), "size": np.array(motion.size, np.int32), "frames": np.int64(motion.frames),
-        "fps": np.float64(motion.source.fps), "smoothing": np.array(motion.options.smoothing),
-        "schema": np.int64(SCHEMA),
-    }  # fmt: skip
-    with whole_file(motion.npz) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, empty in wanted.items():
-            header = {"descr": empty.dtype.str, "fortran_order": False, "shape": (count, *empty.shape[1:])}
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                with (folder / name).open("rb") as column:
-                    shutil.copyfileobj(column, member, 1 << 20)
-        for name, value in singles.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
-                np.lib.format.write_array(member, np.asarray(value))
-    return len(people)
+    info, options = motion.bundle.info, motion.options
+    columns = empty_rows(info.tokens, motion.bundle.vertices if options.vertices else None)
+    singles = video_values(motion.focal, motion.size, motion.frames, motion.source.fps, options.smoothing)
+    scratch = motion.chunks / "columns"
+    return len(write_columns(motion.npz, scratch, motion.tables(options.vertices), columns, singles))
 
 
 def write_frames(motion: Motion, told: Advance) -> list[Path]:
@@ -295,5 +277,5 @@ def _value(value: Any) -> Any:
     return value if isinstance(value, np.ndarray) else float(value)
 
 
-WRITERS: list[Writer] = [write_frames, write_pictures, write_mesh_sequence]
+WRITERS: list[Writer] = [write_frames, write_motion_tokens, write_pictures, write_mesh_sequence]
 """What is written once the NPZ is complete, in this order."""
