@@ -1,5 +1,7 @@
 """Videos as tokens and back: `vqhps video --tokens`, `vqhps tokenize` of videos, and what they hold."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,8 @@ from vqhps.runtime.vqt import read_vqt
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("tokenizer") / "capsule"
     export_tokenizer(fitted_tokenizer(), out, "none")
+    info = json.loads((out / "tokenizer.json").read_text())
+    (out / "tokenizer.json").write_text(json.dumps(info | {"far_mm": 900.0}))  # the bundle's capsules swell more
     return out
 
 
@@ -151,8 +155,8 @@ def complete(path, **changes):
     count = len(table["frame"])
     table |= {
         "box": np.tile([100, 50, 180, 300.0], (count, 1)), "score": np.ones(count), "crop_size": np.full(count, 312.5),
-        "frames": np.int64(22), "smoothing": np.array("average"), "indices": np.zeros((count, 54), np.uint16), **changes,
-    }  # fmt: skip
+        "frames": np.int64(22), "smoothing": np.array("average"), "indices": np.zeros((count, 54), np.uint16),
+    } | changes  # fmt: skip
     np.savez(path, **{name: value for name, value in table.items() if value is not None})
     return table
 

@@ -91,14 +91,14 @@ class Header:
         """The columns of `docs/video.md` that are stored; whole rows only."""
         packed = np.frombuffer(content, self.row_type())
         count = self.tokens * self._bits
-        bits = np.unpackbits(packed["indices"], axis=1, count=count).reshape(len(packed), self.tokens, -1)
+        bits = np.unpackbits(packed["indices"], axis=1, count=count).reshape(len(packed), self.tokens, self._bits)
         return {
             "frame": packed["frame"].astype(np.int32),
             "time": packed["frame"] / self.fps + packed["delay"],
             "person": packed["person"].astype(np.int32),
             "box": (packed["box"] * (max(self.size) / _BOX_STEPS)).astype(np.float32),
             "score": (packed["score"] / 255).astype(np.float32),
-            "indices": (bits @ (1 << np.arange(bits.shape[-1])[::-1])).astype(np.uint16),
+            "indices": (bits @ (1 << np.arange(self._bits)[::-1])).astype(np.uint16),
             "rotation": unpack_rotation(packed["rotation"]).astype(np.float32),
             "translation": packed["translation"].copy(),
         }
