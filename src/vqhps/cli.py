@@ -124,7 +124,9 @@ class Tokenize:
 
         tokenizer = MeshTokenizer.load(self.bundle) if self.bundle else default_tokenizer()
         if motion_tokens.ENDING in (self.source.suffix.lower(), self.out.suffix.lower()):
-            said = motion_tokens.convert(tokenizer, self.source, self.out)
+            said, note = motion_tokens.convert(tokenizer, self.source, self.out)
+            if note:
+                print(f"vqhps: {note}", file=sys.stderr)
         else:
             distances = tokens.convert(tokenizer, self.source, self.out).distance_mm
             said = f"{', '.join(f'{d:.1f} mm' for d in distances)} between mesh and tokens"

@@ -161,11 +161,11 @@ def _header(
     return Header(SCHEMA, *video, smoothing, crop_scale, *made_by)
 
 
-def convert(tokenizer: MeshTokenizer, source: Path, target: Path) -> str:
+def convert(tokenizer: MeshTokenizer, source: Path, target: Path) -> tuple[str, str | None]:
     """Write the NPZ of `vqhps video --vertices` as tokens, or tokens as such an NPZ; the endings say which.
 
     Returns:
-        What to tell the user.
+        What became of it, and what is missing, if anything.
 
     Raises:
         VqhpsError: other endings, a damaged file, other bodies, or a folder that cannot be written to.
@@ -173,13 +173,12 @@ def convert(tokenizer: MeshTokenizer, source: Path, target: Path) -> str:
     endings = source.suffix.lower(), target.suffix.lower()
     if endings == (".npz", ENDING):
         distance = pack(source, target, tokenizer)
-        return f"{len(distance)} meshes, {distance.mean():.1f} mm from their tokens, at worst {distance.max():.1f}"
+        said = f"{len(distance)} meshes, {distance.mean():.1f} mm from their tokens, at worst {distance.max():.1f}"
+        return said, None
     if endings != (ENDING, ".npz"):
         raise VqhpsError(f"{target}: the .npz of a video becomes {ENDING}, and {ENDING} becomes .npz")
     tokens = unpack(source, target, tokenizer)
-    if tokens.note:
-        logger.warning("%s", tokens.note)
-    return f"{len(tokens.rows['frame'])} meshes"
+    return f"{len(tokens.rows['frame'])} meshes", tokens.note
 
 
 def pack(source: Path, target: Path, tokenizer: MeshTokenizer) -> np.ndarray:
