@@ -121,9 +121,10 @@ class Tokenize:
         """Print how far the tokens are from the meshes."""
         from vqhps.runtime import motion_tokens, tokens
         from vqhps.runtime.tokenizer import MeshTokenizer, default_tokenizer
+        from vqhps.runtime.vqt import ENDING
 
         tokenizer = MeshTokenizer.load(self.bundle) if self.bundle else default_tokenizer()
-        if motion_tokens.ENDING in (self.source.suffix.lower(), self.out.suffix.lower()):
+        if ENDING in (self.source.suffix.lower(), self.out.suffix.lower()):
             said, note = motion_tokens.convert(tokenizer, self.source, self.out)
             if note:
                 print(f"vqhps: {note}", file=sys.stderr)

@@ -133,6 +133,8 @@ def changed(path, **values):
         ({"size": [1280, 0]}, "impossible numbers"),
         ({"rows": -1}, "impossible numbers"),
         ({"rows": 15}, "bytes"),
+        ({"focal": 10**400}, "focal: expected float"),
+        ({"frames": 10**400}, "impossible numbers"),
         ({"frames": 9}, "no people of a video of 9 frames"),
         ({"focal": None}, "missing key 'focal'"),
         ({"focal": "wide"}, "focal"),
@@ -147,14 +149,24 @@ def test_bad_headers_are_one_line(tokenizer, path, values, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("translation", np.nan), ("translation", -1.0), ("frame", 0), ("time", np.inf), ("person", 7)]
+    ("name", "value"),
+    [("translation", np.nan), ("translation", -1.0), ("frame", 0), ("frame", 2**31), ("time", np.inf), ("person", 7)],
 )
 def test_rows_in_disorder_are_refused(tokenizer, tmp_path, name, value):
     rows = rows_of_two(tokenizer)
+    rows["frame"] = rows["frame"].astype(np.int64)
     rows[name][14] = value
     write_vqt(tmp_path / "a.vqt", header_of(tokenizer), [rows])
     with pytest.raises(VqhpsError, match="damaged: its rows are no people"):
         read_vqt(tmp_path / "a.vqt", tokenizer)
+
+
+def test_too_many_people_are_refused(tokenizer, tmp_path):
+    rows = rows_of_two(tokenizer)
+    rows["person"][-1] = 1 << 16
+    with pytest.raises(VqhpsError, match=r"a.mp4: .vqt files hold up to 65536 people"):
+        write_vqt(tmp_path / "a.vqt", header_of(tokenizer), [rows])
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_files_and_noise_are_refused(tokenizer, path, tmp_path):

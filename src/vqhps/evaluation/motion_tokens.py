@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from vqhps.geometry import rotate
-from vqhps.runtime.motion_tokens import ENDING, pack, unpack
+from vqhps.runtime.motion_tokens import pack, unpack
 from vqhps.runtime.tokenizer import default_tokenizer
-from vqhps.runtime.vqt import read_vqt, row_keys
+from vqhps.runtime.vqt import ENDING, read_vqt, row_keys
 
 Vertices = Float[np.ndarray, "N V 3"]
 

@@ -45,12 +45,12 @@ class VideoOptions:
     Attributes:
         vertices: whether the NPZ holds the mesh of every row.
         overlay: whether to write `<stem>_overlay.mp4`.
-        side_by_side: whether to write `<stem>_side_by_side.mp4`: the overlay, and the scene from the side.
-        sequence: whether and how to write each mesh as a file, in `<stem>_obj/` or `<stem>_ply/`.
-        tokens: whether to write `<stem>.vqt`: meshes as tokens, some 100 bytes each.
         smoothing: of bodies and their motion.
         every: frames from one look of the detector to the next.
         focal: px; a guess from the size of the frames by default.
+        side_by_side: whether to write `<stem>_side_by_side.mp4`: the overlay, and the scene from the side.
+        sequence: whether and how to write each mesh as a file, in `<stem>_obj/` or `<stem>_ply/`.
+        tokens: whether to write `<stem>.vqt`: meshes as tokens, some 100 bytes each.
     """
 
     vertices: bool = False

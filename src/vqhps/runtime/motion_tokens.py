@@ -84,6 +84,7 @@ def _complete(tokens: Vqt, tokenizer: MeshTokenizer, start: int, stop: int) -> R
     header, rows = tokens.header, {name: column[start:stop] for name, column in tokens.rows.items()}
     vertices = _vertices(tokens, tokenizer, start, stop)
     center, size = crop_from_box(rows["box"].astype(np.float64), header.crop_scale)
+    size = np.maximum(size, 1.0)
     principal = np.tile(np.array(header.size) / 2, (len(size), 1))
     camera = crop_camera(rows["translation"], center, size, np.full(len(size), header.focal), principal)
     rows |= {"camera": camera, "crop_center": center, "crop_size": size, "vertices": vertices}

@@ -16,7 +16,7 @@ _MAX_SIDE = 1920  # px; over a larger photo the mesh is cast at this size and en
 _NEAR = 0.05  # m
 _LIGHTS = (((-0.4, -0.55, -0.75), 0.70), ((0.7, -0.1, -0.5), 0.25), ((0.0, 0.8, -0.3), 0.10))  # towards it, strength
 _AMBIENT = 0.26
-_GRID = 225  # grey of the lines of a side view, a metre apart
+_GRID = 205  # grey of the lines of a side view, a metre apart
 _PANEL_MARGIN = 0.08  # of the height of the side view
 
 

@@ -20,6 +20,8 @@ from vqhps.runtime.tokenizer import MeshTokenizer
 ENDING = ".vqt"
 
 _MAGIC = b"vqhps.vqt\n"
+_MOST = 1 << 31  # of anything in a header
+_PEOPLE = 1 << 16
 _BOX_STEPS = 1 << 14  # a frame's long side
 _TURN_STEPS = (1 << 15) - 1  # from -sqrt(1/2) to sqrt(1/2), where all components of a quaternion but the largest lie
 
@@ -73,7 +75,13 @@ class Header:
         return max(1, (self.codes - 1).bit_length())
 
     def pack(self, rows: Rows) -> bytes:
-        """Rows of a video, columns as in `docs/video.md`, as they are stored."""
+        """Rows of a video, columns as in `docs/video.md`, as they are stored.
+
+        Raises:
+            VqhpsError: there are too many people.
+        """
+        if (rows["person"] >= _PEOPLE).any():
+            raise VqhpsError(f"{self.video}: {ENDING} files hold up to {_PEOPLE} people: leave out --tokens")
         packed = np.zeros(len(rows["frame"]), self.row_type())
         packed["frame"], packed["person"] = rows["frame"], rows["person"]
         packed["delay"] = rows["time"] - rows["frame"] / self.fps
@@ -146,8 +154,8 @@ class Vqt:
 
 
 def row_keys(rows: Rows) -> np.ndarray:
-    """A number a row, int64, that rises with frame, then person; one frame is 65536 of them."""
-    return (rows["frame"].astype(np.int64) << 16) + rows["person"]
+    """A number a row, int64, that rises with frame, then person: frame * 65536 + person."""
+    return rows["frame"].astype(np.int64) * _PEOPLE + rows["person"]
 
 
 def write_vqt(path: Path, header: Header, parts: Iterable[Rows]) -> None:
@@ -216,7 +224,7 @@ def _read_header(path: Path, content: bytes) -> tuple[Header, int]:
         raise VqhpsError(f"{path} has schema {schema!r}, this version of vqhps reads {SCHEMA}")
     header = from_dict(Header, values, str(path))
     numbers = (*header.size, header.fps, header.focal, header.crop_scale, header.tokens, header.codes)
-    if not all(np.isfinite(n) and n > 0 for n in numbers) or header.rows < 0:
+    if not all(0 < n < _MOST for n in numbers) or not (0 <= header.rows < _MOST and 0 <= header.frames < _MOST):
         raise VqhpsError(f"{path} is damaged: its header holds impossible numbers")
     return header, start + length
 
