@@ -163,7 +163,8 @@ def complete(path, **changes):
 
 
 def test_report_of_sizes_and_errors(tmp_path, capsys):
-    complete(tmp_path / "a.npz")
+    """Of bodies whose origin is not the mean of their vertices."""
+    complete(tmp_path / "a.npz", vertices=lambda vertices: vertices + np.float16(0.1))
     rows = {stored.way: stored for stored in evaluate_motion_tokens(tmp_path / "a.npz")}
     header = 330
     assert 98 < rows["tokens"].bytes_a_mesh < 98 + header / 18
@@ -171,6 +172,7 @@ def test_report_of_sizes_and_errors(tmp_path, capsys):
     assert rows["npz"].bytes_a_mesh == (tmp_path / "a.npz").stat().st_size / 18
     assert 0.2 < rows["millimetres, xz"].error_mm < 0.6 < rows["tokens"].error_mm < 10
     assert rows["tokens"].error_mm < rows["tokens by themselves"].error_mm < rows["predicted tokens"].error_mm
+    assert rows["npz"].error_px == 0 and 0.1 < rows["tokens"].error_px / rows["tokens"].error_mm < 900 / 4000
     assert rows["tokens"].jitter_mm < rows["tokens by themselves"].jitter_mm
     assert cli.main(["evaluate", "tokens", str(tmp_path / "a.npz")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(rows)

@@ -3,14 +3,15 @@
 import lzma
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vqhps.geometry import rotate
 from vqhps.runtime.motion_tokens import pack, unpack
+from vqhps.runtime.predictor import to_pixels
 from vqhps.runtime.tokenizer import default_tokenizer
 from vqhps.runtime.vqt import ENDING, read_vqt, row_keys
 
@@ -26,6 +27,7 @@ class Stored:
         bytes_a_mesh: size over the number of persons and frames.
         error_mm: mean vertex distance from the meshes, in the camera frame, over meshes.
         worst_mm: that of the worst mesh.
+        error_px: mean distance of the projected vertices.
         jitter_mm: mean length of the third difference over time of the vertices, mm / frame^3, about the body's centre.
     """
 
@@ -33,30 +35,40 @@ class Stored:
     bytes_a_mesh: float
     error_mm: float
     worst_mm: float
+    error_px: float
     jitter_mm: float | None
 
 
 @dataclass(frozen=True)
 class _Motion:
-    """Meshes in the camera frame, and which are of one person in four consecutive frames."""
+    """Meshes in the camera frame, which are of one person in four consecutive frames, and the camera."""
 
     vertices: Vertices
-    keys: np.ndarray
+    fours: Int[np.ndarray, "F 4"]
+    focal: float
+    size: tuple[int, int]
+
+    @staticmethod
+    def of(table: dict[str, np.ndarray]) -> "_Motion":
+        """That of the NPZ of a video."""
+        keys = row_keys(table)
+        around = keys[:, None] + (np.arange(4) << 16)
+        where = np.minimum(np.searchsorted(keys, around), len(keys) - 1)
+        fours = where[(keys[where] == around).all(1)]
+        vertices = _placed(table, table["vertices"].astype(np.float32))
+        return _Motion(vertices, fours, float(table["focal"]), (int(table["size"][0]), int(table["size"][1])))
 
     def score(self, way: str, size: float, vertices: Vertices) -> Stored:
+        """Of meshes that were stored in so many bytes."""
         distance = 1000 * np.linalg.norm(vertices - self.vertices, axis=-1).mean(1)
-        count = len(distance)
-        return Stored(way, size / count, float(distance.mean()), float(distance.max()), self.jitter(vertices))
-
-    def jitter(self, vertices: Vertices) -> float | None:
-        around = self.keys[:, None] + (np.arange(4) << 16)
-        where = np.minimum(np.searchsorted(self.keys, around), len(self.keys) - 1)
-        where = where[(self.keys[where] == around).all(1)]
-        if not len(where):
-            return None
-        centred = vertices - vertices.mean(1, keepdims=True)
-        third = sum(w * centred[rows] for w, rows in zip((-1, 3, -3, 1), where.T, strict=True))
-        return float(1000 * np.linalg.norm(third, axis=-1).mean())
+        pixels = [to_pixels(v, self.focal, self.size) for v in (vertices, self.vertices)]
+        off = float(np.linalg.norm(pixels[0] - pixels[1], axis=-1).mean())
+        jitter = None
+        if len(self.fours):
+            centred = vertices - vertices.mean(1, keepdims=True)
+            third = sum(w * centred[rows] for w, rows in zip((-1, 3, -3, 1), self.fours.T, strict=True))
+            jitter = float(1000 * np.linalg.norm(third, axis=-1).mean())
+        return Stored(way, size / len(distance), float(distance.mean()), float(distance.max()), off, jitter)
 
 
 def evaluate_motion_tokens(predictions: Path) -> list[Stored]:
@@ -85,8 +97,7 @@ def evaluate_motion_tokens(predictions: Path) -> list[Stored]:
             decoded = {name: archive[name] for name in archive.files}
     with np.load(predictions, allow_pickle=False) as archive:
         table = {name: archive[name] for name in archive.files}
-    body = table["vertices"]
-    motion = _Motion(_placed(table, body.astype(np.float32)), row_keys(table))
+    motion = _Motion.of(table)
     return [
         motion.score("npz", predictions.stat().st_size, motion.vertices),
         motion.score("tokens", size, _placed(decoded, decoded["vertices"].astype(np.float32))),
@@ -106,14 +117,13 @@ def _general(motion: _Motion, table: dict[str, np.ndarray]) -> list[Stored]:
     in_mm = _placed(table, whole.astype(np.float32) / 1000)
     order = np.lexsort([table["frame"], table["person"]])
     steps = np.diff(whole[order], axis=0, prepend=np.zeros_like(whole[:1]))
-    kinds = {
-        "half precision": (body, motion.vertices),
-        "millimetres": (whole, in_mm),
-        "millimetres, differences": (steps, in_mm),
-    }
+    half = motion.score("half precision", body.nbytes, motion.vertices)
+    mm = motion.score("millimetres", whole.nbytes, in_mm)
     stored = []
-    for name, (numbers, vertices) in kinds.items():
+    for scored, name, numbers in (
+        (half, half.way, body), (mm, mm.way, whole), (mm, "millimetres, differences", steps)
+    ):  # fmt: skip
         content = numbers.tobytes()
         sizes = {"": len(content), ", zlib": len(zlib.compress(content, 9)), ", xz": len(lzma.compress(content))}
-        stored += [motion.score(name + how, size, vertices) for how, size in sizes.items()]
+        stored += [replace(scored, way=name + how, bytes_a_mesh=size / len(body)) for how, size in sizes.items()]
     return stored
