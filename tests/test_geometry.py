@@ -142,6 +142,12 @@ def test_full_translation_reprojects_where_the_crop_shows_it():
     np.testing.assert_allclose(away / inside[:, 2], camera[:, 0] * size / 2, rtol=1e-9)
 
 
+def test_crop_camera_undoes_full_translation():
+    camera, *crop = cameras()
+    found = both(geometry.crop_camera, geometry.full_translation(camera, *crop), *crop)
+    np.testing.assert_allclose(found, camera, rtol=1e-9, atol=1e-9)
+
+
 def test_full_translation_agrees_with_weak_perspective_in_the_photo():
     """A small body far away: perspective in the photo and weak perspective in the crop give the same pixels."""
     _, _, _, focal, principal = cameras()

@@ -35,7 +35,7 @@ from vqhps.cli_train import (
     TrainImageModel,
     TrainTokenizer,
 )
-from vqhps.cli_video import Video
+from vqhps.cli_video import EvaluateTokens, Video
 from vqhps.errors import VqhpsError
 
 Box = tuple[float, float, float, float]
@@ -104,23 +104,34 @@ class Predict:
 
 @dataclass
 class Tokenize:
-    """Write a body mesh as discrete tokens (in.obj, .glb or .npz -o tokens.json), or tokens as a mesh."""
+    """Write body meshes as discrete tokens, or tokens as meshes: the ending of the source says which.
+
+    A mesh (.obj, .glb, .npz) becomes tokens.json and comes back; clip.npz of `vqhps video --vertices` becomes clip.vqt,
+    98 bytes a person and frame, and comes back, for `vqhps animate` and whatever else reads it.
+    """
 
     source: tyro.conf.Positional[Path]
-    """Mesh of the tokenizer's body (.obj, .glb, .npz), or tokens (.json)."""
+    """Meshes of the tokenizer's body (.obj, .glb, .npz), or tokens (.json, .vqt)."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The other of the two."""
     bundle: Path | None = None
     """Folder of an exported tokenizer; the shipped one by default."""
 
     def run(self) -> int:
-        """Print how far the tokens are from each mesh."""
+        """Print how far the tokens are from the meshes."""
+        from vqhps.runtime import motion_tokens, tokens
         from vqhps.runtime.tokenizer import MeshTokenizer, default_tokenizer
-        from vqhps.runtime.tokens import convert
+        from vqhps.runtime.vqt import ENDING
 
         tokenizer = MeshTokenizer.load(self.bundle) if self.bundle else default_tokenizer()
-        distances = convert(tokenizer, self.source, self.out).distance_mm
-        print(f"{self.source} -> {self.out}: {', '.join(f'{d:.1f} mm' for d in distances)} between mesh and tokens")
+        if ENDING in (self.source.suffix.lower(), self.out.suffix.lower()):
+            said, note = motion_tokens.convert(tokenizer, self.source, self.out)
+            if note:
+                print(f"vqhps: {note}", file=sys.stderr)
+        else:
+            distances = tokens.convert(tokenizer, self.source, self.out).distance_mm
+            said = f"{', '.join(f'{d:.1f} mm' for d in distances)} between mesh and tokens"
+        print(f"{self.source} -> {self.out}: {said}")
         return 0
 
 
@@ -208,6 +219,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate rate-distortion": EvaluateRateDistortion,
     "evaluate video": EvaluateVideo,
     "evaluate rig": EvaluateRig,
+    "evaluate tokens": EvaluateTokens,
     "prepare 3dpw": Prepare3dpw,
     "prepare emdb": PrepareEmdb,
     "prepare coco": bedlam_format("coco", "COCO (coco.npz)"),

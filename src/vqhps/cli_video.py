@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,8 +37,14 @@ class Video:
     """Frames from one look of the person detector to the next."""
     vertices: bool = False
     """Store every mesh in clip.npz: 82 kB a person and frame."""
+    tokens: bool = False
+    """Write clip.vqt: every mesh as tokens, 98 bytes a person and frame; `vqhps tokenize` turns it into an NPZ."""
     overlay: bool = True
     """Write clip_overlay.mp4."""
+    side_by_side: bool = False
+    """Write clip_side_by_side.mp4: the overlay, and beside it the scene from the side."""
+    sequence: Literal["obj", "ply"] | None = None
+    """Write the folder clip_obj or clip_ply: a mesh file a person and frame."""
 
     def run(self) -> int:
         """Print the files; exit code 130 after Ctrl-C."""
@@ -49,7 +56,10 @@ class Video:
 
         source = open_source(self.video, self.fps)
         bundle = default_bundle(1) if self.bundle is None else Bundle.load(self.bundle, 1)
-        options = VideoOptions(self.vertices, self.overlay, self.smooth, self.detect_every, self.focal)
+        options = VideoOptions(
+            vertices=self.vertices, overlay=self.overlay, smoothing=self.smooth, every=self.detect_every,
+            focal=self.focal, side_by_side=self.side_by_side, sequence=self.sequence, tokens=self.tokens,
+        )  # fmt: skip
         predictor = Predictor(bundle, BlazePoseDetector(threads=1))
         stop = source.stop if isinstance(source, Webcam) else None
         chunks = self.out / f"{source.stem}.chunks"
@@ -64,6 +74,22 @@ class Video:
         people = "1 person" if result.people == 1 else f"{result.people} people"
         files = " ".join(str(f) for f in result.files)
         print(f"{source.name}: {people} in {result.frames} frames -> {files}")
+        return 0
+
+
+@dataclass
+class EvaluateTokens:
+    """Store a video's meshes as tokens and by general means: bytes a mesh, and what is lost."""
+
+    predictions: tyro.conf.Positional[Path]
+    """What `vqhps video --vertices` wrote (.npz)."""
+
+    def run(self) -> int:
+        """Print a row a way to store them as JSON."""
+        from vqhps.evaluation.motion_tokens import evaluate_motion_tokens
+
+        for stored in evaluate_motion_tokens(self.predictions):
+            print(json.dumps(asdict(stored)))
         return 0
 
 

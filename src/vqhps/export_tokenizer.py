@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def export_tokenizer(model: MeshVQVAE, out: Path, notes: str) -> TokenizerReport
         VqhpsError: torch cannot export the model, or the graphs differ from it.
     """
     model = model.cpu().eval().requires_grad_(False)
-    rows, shares, root_weight, body = _body_of(model)
+    rows, shares, extras, body = _body_of(model)
     graphs = {"encoder": EncoderGraph(model, rows, shares).eval(), "decoder": DecoderGraph(model).eval()}
     tokens = torch.randint(model.num_codes, (_CHECKED, model.num_tokens), generator=torch.Generator().manual_seed(0))
     template = canonical(model.upsample(model.mesh.get_buffer("template")[None]))[0].numpy()
@@ -128,7 +129,7 @@ def export_tokenizer(model: MeshVQVAE, out: Path, notes: str) -> TokenizerReport
         (staging / "tokenizer.json").write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
         with (staging / "body.npz").open("wb") as file:
             faces = model.mesh.get_buffer("faces").numpy().astype(np.int32)
-            np.savez_compressed(file, faces=faces, template=template, root_weight=root_weight)
+            np.savez_compressed(file, faces=faces, template=template, **extras)
         vertices = graphs["decoder"](tokens)
         trace(graphs["encoder"], {"vertices": vertices[:2]}, ["indices"], staging / "encoder.onnx")
         trace(graphs["decoder"], {"indices": tokens[:2]}, ["vertices"], staging / "decoder.onnx")
@@ -137,17 +138,20 @@ def export_tokenizer(model: MeshVQVAE, out: Path, notes: str) -> TokenizerReport
     return report
 
 
-def _body_of(model: MeshVQVAE) -> tuple[Tensor, Tensor, np.ndarray, str]:
-    """How the coarse mesh follows from the full one, the vertices that tell the root's rotation, the body's name."""
+def _body_of(model: MeshVQVAE) -> tuple[Tensor, Tensor, dict[str, Any], str]:
+    """How the coarse mesh follows from the full one, the vertices that tell the root's rotation and the joints, the
+    body's name."""
     count = len(model.mesh.get_buffer("upsample_indices"))
     if count == len(model.mesh.get_buffer("template")):
-        return torch.arange(count)[:, None], torch.ones(count, 1), np.ones(count, np.float32), "registered"
+        joints = dict(model.mesh.named_buffers()).get("regressor_coco17", torch.zeros(0, count))
+        extras = {"root_weight": np.ones(count, np.float32), "joint_regressor": joints.numpy()}
+        return torch.arange(count)[:, None], torch.ones(count, 1), extras, "registered"
     full, coarse = anny_body("full"), anny_body("coarse")
     if count != len(full.template):
         raise VqhpsError(f"a tokenizer with an upsampler to {count} vertices is not one of this package's body")
     rows, shares = upsampler(coarse, full)
-    root = bone_weights(full)[:, 0] ** 2
-    return torch.as_tensor(rows).long(), torch.as_tensor(shares), root, full.name
+    extras = {"root_weight": bone_weights(full)[:, 0] ** 2, "joint_regressor": full.joint_regressors["coco17"]}
+    return torch.as_tensor(rows).long(), torch.as_tensor(shares), extras, full.name
 
 
 def _check(

@@ -168,6 +168,21 @@ def full_translation(camera: Array, center: Array, size: Array, focal: Array, pr
     return (ray_rotation(center, focal, principal) @ position[..., None])[..., 0]
 
 
+def crop_camera(translation: Array, center: Array, size: Array, focal: Array, principal: Array) -> Array:
+    """Weak-perspective camera of a crop, `(s, tx, ty)`, (B, 3), of a position: the inverse of `full_translation`.
+
+    Args:
+        translation: (B, 3) metres, full-frame camera axes, in front of the camera.
+        center, size, focal, principal: as in `full_translation`.
+    """
+    xp = array_namespace(translation)
+    turn = xp.matrix_transpose(ray_rotation(center, focal, principal))
+    position = (turn @ translation[..., None])[..., 0]
+    offset = xp.linalg.vector_norm(center - principal, axis=-1)
+    scale = 2 * (focal**2 + offset**2) ** 0.5 / (position[:, 2] * size)
+    return xp.concat([scale[:, None], position[:, :2]], axis=-1)
+
+
 def procrustes(source: Array, target: Array) -> Array:
     """Move, turn and scale `source` onto `target` in the least-squares sense (Umeyama, PAMI 1991).
 

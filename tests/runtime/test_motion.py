@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import trimesh
 
 import tiny_bundle
 from moving_people import HEIGHT, WIDTH, Capture, PaintDetector, encode, painted, walk
@@ -127,6 +128,31 @@ def test_overlay_draws_on_every_frame(finished, clip):
     for a, b in zip(drawn, plain, strict=True):
         changed = np.abs(a.image.astype(int) - b.image).max(-1) > 60
         assert 100 < changed.sum() < WIDTH * HEIGHT / 2
+
+
+def test_side_by_side_and_sequences(bundle, clip, finished, arrays, tmp_path):
+    options = VideoOptions(overlay=False, smoothing="none", every=EVERY, side_by_side=True, sequence="ply")
+    result, _ = run(bundle, clip, tmp_path, options)
+    assert [p.name for p in result.files] == ["clip.npz", "clip.json", "clip_side_by_side.mp4", "clip_ply"]
+    pictures, overlay = (
+        list(open_source(str(p)).frames())
+        for p in (tmp_path / "clip_side_by_side.mp4", finished[0] / "clip_overlay.mp4")
+    )
+    assert np.allclose([f.time for f in pictures], [f.time for f in overlay], atol=1e-3) and len(pictures) == 70
+    sides = []
+    for a, b in zip(pictures, overlay, strict=True):
+        assert a.image.shape == (HEIGHT, 2 * WIDTH, 3)
+        assert np.abs(a.image[:, :WIDTH].astype(int) - b.image).mean() < 4  # encoded apart
+        colored = np.ptp(a.image[:, WIDTH:].astype(int), axis=-1) > 40
+        assert 20 < colored.sum() < WIDTH * HEIGHT / 3 and a.image[0, -1].min() > 200
+        sides.append(colored)
+    assert sides[40].sum() > 1.3 * sides[10].sum()  # the second person is there
+    files = sorted(p.name for p in (tmp_path / "clip_ply").rglob("*.ply"))
+    assert files == [f"person_{p}_{i:06d}.ply" for p in (0, 1) for i in range(70)]
+    row = int(np.flatnonzero((arrays["frame"] == 40) & (arrays["person"] == 1))[0])
+    placed = arrays["vertices"][row].astype(float) @ arrays["rotation"][row].T + arrays["translation"][row]
+    mesh = trimesh.load(tmp_path / "clip_ply" / "person_1" / "person_1_000040.ply", process=False)
+    assert np.abs(mesh.vertices - placed * [1, -1, -1]).max() < 1e-3
 
 
 @pytest.mark.parametrize("smoothing", ["average", "one-euro"])

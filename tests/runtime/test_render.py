@@ -6,7 +6,14 @@ import pytest
 from shared import tiny_mesh
 from vqhps.errors import VqhpsError
 from vqhps.runtime.predictor import Prediction
-from vqhps.runtime.render import person_color, render_overlay, render_side, vertex_normals
+from vqhps.runtime.render import (
+    SideView,
+    person_color,
+    render_overlay,
+    render_side,
+    render_side_view,
+    vertex_normals,
+)
 
 FACES = tiny_mesh()[1]
 
@@ -116,3 +123,32 @@ def test_normals_point_outwards():
     normals = vertex_normals(vertices, faces)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
     assert (np.einsum("vc,vc->v", normals, vertices) > 0).all()
+
+
+def test_view_from_the_side_shows_depth_to_scale():
+    view = SideView.around(np.array([2.0, -1.5]), np.array([8.0, 1.5]), (600, 300))
+    assert view.metre == 100 and view.size == (600, 300)
+    places = [(0.5, 0.2, 4.0), (-0.5, 0.0, 6.5)]
+    bodies = [person(*place).vertices for place in places]
+    colors = [np.array([1.0, 0, 0]), np.array([0, 0, 1.0])]
+    empty, both = render_side_view([], FACES, [], view), render_side_view(bodies, FACES, colors, view)
+    assert empty.shape == both.shape == (300, 600, 3)
+    assert (np.flatnonzero((empty[75] < 255).any(-1)) == np.arange(0, 600, 100)).all()  # a line a metre, 2 m to 7 m
+    for (_, y, z), channel in zip(places, (0, 2), strict=True):
+        colored = both[..., channel].astype(int) - both[..., 2 - channel] > 40
+        rows, columns = np.nonzero(colored)
+        found = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+        expected = np.array([[z - 2 - 0.15, y + 1.5 - 0.9], [z - 2 + 0.15, y + 1.5 + 0.9]]) * 100
+        assert np.abs(found - expected).max() <= 3
+
+
+def test_view_from_the_side_is_from_the_right():
+    """Of two at one depth, the one to the right hides the other; who is out of the view is left out."""
+    view = SideView.around(np.array([3.0, -1.0]), np.array([5.0, 1.0]), (200, 200))
+    right, left = person(1.0).vertices, person(-1.0).vertices
+    red, blue = np.array([1.0, 0, 0]), np.array([0, 0, 1.0])
+    for bodies, colors in (([right, left], [red, blue]), ([left, right], [blue, red])):
+        middle = render_side_view(bodies, FACES, colors, view)[100, 100].astype(int)
+        assert middle[0] > middle[2] + 40
+    far = render_side_view([person(z=9.0).vertices], FACES, [red], view)
+    np.testing.assert_array_equal(far, render_side_view([], FACES, [], view))

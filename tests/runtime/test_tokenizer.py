@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from shared import tiny_bodies, tiny_mesh
 from tiny_fitted import fitted_tokenizer
 from vqhps import cli
+from vqhps.body.anny import anny_body
 from vqhps.checkpoint import load_tokenizer
 from vqhps.errors import VqhpsError
 from vqhps.export_tokenizer import export_tokenizer
@@ -88,6 +89,24 @@ def test_the_shipped_tokenizer_is_that_of_the_image_model(tmp_path, capsys):
     write_obj(tmp_path / "a.obj", decoded[0], shipped.faces)
     code, _, _ = run(capsys, "tokenize", tmp_path / "a.obj", "-o", tmp_path / "a.json")
     assert code == 0 and np.mean(read_tokens(tmp_path / "a.json", shipped).indices == indices[0].numpy()) > 0.6
+
+
+def test_joints_are_those_of_the_body(tokenizer, folder, tmp_path):
+    regressor = fitted_tokenizer().mesh.get_buffer("regressor_coco17").numpy()
+    assert tokenizer.has_joints
+    np.testing.assert_allclose(tokenizer.joints(BODIES), regressor @ BODIES, atol=1e-6)
+    shipped = default_tokenizer()
+    body = shipped.decode(np.zeros((1, 54), int))
+    np.testing.assert_allclose(shipped.joints(body), anny_body("full").joint_regressors["coco17"] @ body, atol=1e-5)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with np.load(copy / "body.npz") as archive:
+        content = dict(archive) | {"joint_regressor": np.zeros((0, 162), np.float32)}
+    np.savez(copy / "body.npz", **content)
+    without = MeshTokenizer.load(copy)
+    assert not without.has_joints and without.joints(BODIES).shape == (20, 0, 3)
+    np.savez(copy / "body.npz", **(content | {"joint_regressor": np.zeros((17, 100), np.float32)}))
+    with pytest.raises(VqhpsError, match="is no body of 162 vertices"):
+        MeshTokenizer.load(copy)
 
 
 def test_a_mirrored_mesh_is_refused(tokenizer):

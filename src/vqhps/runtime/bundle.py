@@ -114,6 +114,7 @@ class Bundle:
         """
         self.info = info
         self.faces = faces
+        self.vertices = int(faces.max()) + 1
         self._session = session
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,27 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, and put it in the place of `path`, with all that is there, if all went well.
+
+    Raises:
+        VqhpsError: the folder cannot be written to, or `path` is a file.
+    """
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VqhpsError(f"cannot write {path} ({error.strerror or error}): choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray, color: np.ndarray) -> None:
@@ -112,11 +134,29 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def write_obj(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
     """Write one mesh as Wavefront OBJ, in metres and in the axes of `write_glb`."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(obj_content(vertices, faces))
+
+
+def obj_content(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    """A mesh (V, 3) m, camera axes, with triangles (F, 3), as Wavefront OBJ in the axes of `write_glb`."""
     head = "# metres; x right, y up, z towards the camera, which is at the origin\n"
     points = "v %.5f %.5f %.5f\n" * len(vertices) % tuple(y_up(vertices).ravel().tolist())
     triangles = "f %d %d %d\n" * len(faces) % tuple((faces + 1).ravel().tolist())
-    with whole_file(path) as temporary:
-        temporary.write_text(head + points + triangles, encoding="ascii")
+    return (head + points + triangles).encode("ascii")
+
+
+def ply_content(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    """The same as binary PLY."""
+    head = (
+        "ply\nformat binary_little_endian 1.0\n"
+        "comment metres; x right, y up, z towards the camera, which is at the origin\n"
+        f"element vertex {len(vertices)}\nproperty float x\nproperty float y\nproperty float z\n"
+        f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
+    )
+    triangles = np.empty(len(faces), [("corners", "u1"), ("numbers", "<i4", 3)])
+    triangles["corners"], triangles["numbers"] = 3, faces
+    return head.encode("ascii") + y_up(vertices).astype("<f4").tobytes() + triangles.tobytes()
 
 
 def write_npz(path: Path, people: Sequence[Prediction], faces: np.ndarray, image_size: tuple[int, int]) -> None:

@@ -247,22 +247,27 @@ def _segment(frames: list[Frame], begin: list[Track], tracker: Tracker, end: flo
     return Segment(frames, sorted(people, key=lambda p: p[:2]), tracker.state(), (width, height))
 
 
-def empty_rows(bundle: Bundle, keep_vertices: bool) -> dict[str, np.ndarray]:
-    """The columns of a table without rows; `docs/video.md` says what they mean."""
+def empty_rows(tokens: int, vertices: int | None) -> dict[str, np.ndarray]:
+    """The columns of a table without rows; `docs/video.md` says what they mean.
+
+    Args:
+        tokens: of a body.
+        vertices: of its mesh; `None` for a table without meshes.
+    """
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
         "frame": (np.int32, ()), "time": (np.float64, ()), "person": (np.int32, ()), "box": (np.float32, (4,)),
-        "score": (np.float32, ()), "indices": (np.uint16, (bundle.info.tokens,)), "rotation": (np.float32, (3, 3)),
+        "score": (np.float32, ()), "indices": (np.uint16, (tokens,)), "rotation": (np.float32, (3, 3)),
         "translation": (np.float32, (3,)), "camera": (np.float32, (3,)), "crop_center": (np.float32, (2,)),
         "crop_size": (np.float32, ()), "joints": (np.float32, (17, 3)), "joints2d": (np.float32, (17, 2)),
     }  # fmt: skip
-    if keep_vertices:
-        shapes["vertices"] = (np.float16, (int(bundle.faces.max()) + 1, 3))
+    if vertices is not None:
+        shapes["vertices"] = (np.float16, (vertices, 3))
     return {name: np.zeros((0, *shape), kind) for name, (kind, shape) in shapes.items()}
 
 
 def _bodies(bundle: Bundle, segment: Segment, focal: float | None, keep_vertices: bool) -> Table:
     """Raw rows of a segment."""
-    frames, columns = segment.frames, empty_rows(bundle, keep_vertices)
+    frames, columns = segment.frames, empty_rows(bundle.info.tokens, bundle.vertices if keep_vertices else None)
     times = np.array([frame.time for frame in frames])
     if not segment.people:
         return Table(frames[0].index, times, columns)

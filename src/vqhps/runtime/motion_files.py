@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import zipfile
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,17 @@ import numpy as np
 
 from vqhps.errors import VqhpsError
 from vqhps.geometry import default_focal
-from vqhps.runtime.bundle import Bundle, available_cores
+from vqhps.runtime.bundle import Bundle
 from vqhps.runtime.export_mesh import SCHEMA, plain, whole_file
-from vqhps.runtime.motion import EVERY, empty_rows, predict_segments, predictions, prefetch
+from vqhps.runtime.mesh_sequence import SequenceKind, write_mesh_sequence
+from vqhps.runtime.motion import EVERY, empty_rows, predict_segments
+from vqhps.runtime.motion_pictures import write_pictures
+from vqhps.runtime.motion_tokens import matching_tokenizer, write_motion_tokens
+from vqhps.runtime.npz_stream import video_values, write_columns
 from vqhps.runtime.predictor import Predictor, to_pixels
-from vqhps.runtime.render import person_color, render_overlay
 from vqhps.runtime.smooth import Smoothing, Table, join, smooth
 from vqhps.runtime.track import Tracker
-from vqhps.runtime.video import Frame, Source, VideoWriter, Webcam
+from vqhps.runtime.video import Source, Webcam
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _PERSON = (
     "box", "score", "joints", "joints2d", "rotation", "translation", "camera", "crop_center", "crop_size", "indices",
 )  # fmt: skip
 Advance = Callable[[int, str], None]
-"""Told how many frames are done now, and of what: `predict` or `overlay`."""
+"""Told how many frames are done now, and of what: `predict`, then files."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class VideoOptions:
         smoothing: of bodies and their motion.
         every: frames from one look of the detector to the next.
         focal: px; a guess from the size of the frames by default.
+        side_by_side: whether to write `<stem>_side_by_side.mp4`: the overlay, and the scene from the side.
+        sequence: whether and how to write each mesh as a file, in `<stem>_obj/` or `<stem>_ply/`.
+        tokens: whether to write `<stem>.vqt`: meshes as tokens, some 100 bytes each.
     """
 
     vertices: bool = False
@@ -55,6 +58,14 @@ class VideoOptions:
     smoothing: Smoothing = "average"
     every: int = EVERY
     focal: float | None = None
+    side_by_side: bool = False
+    sequence: SequenceKind | None = None
+    tokens: bool = False
+
+    @property
+    def meshes(self) -> bool:
+        """Whether meshes have to be kept until the end."""
+        return any((self.vertices, self.overlay, self.side_by_side, self.sequence, self.tokens))
 
 
 @dataclass(frozen=True)
@@ -82,15 +93,21 @@ class Motion:
     chunks: Path
 
     def tables(self, meshes: bool) -> Iterator[Table]:
-        """The smoothed rows, a few frames at a time; `meshes`: with vertices, kept for `--vertices` and the overlay."""
+        """The smoothed rows, a few frames at a time; `meshes`: with vertices, where `options.meshes` had them kept."""
         chunks = (read_chunk(path, meshes)[0] for path in chunk_files(self.chunks))
         for table in smooth(chunks, self.options.smoothing):
             pixels = to_pixels(table.rows["joints"].astype(np.float64), self.focal, self.size)
             yield Table(table.start, table.times, table.rows | {"joints2d": pixels.astype(np.float32)})
 
+    def by_frame(self) -> Iterator[dict[str, np.ndarray]]:
+        """The smoothed rows of each frame, with vertices."""
+        for table in self.tables(True):
+            for number in range(table.start, table.stop):
+                yield table.part(number, number + 1).rows
 
-Writer = Callable[[Motion, Advance], Path | None]
-"""Writes one file beside the NPZ and returns its path, or `None` where the options want none."""
+
+Writer = Callable[[Motion, Advance], list[Path]]
+"""Writes files or folders beside the NPZ, if the options want them, and returns their paths."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +141,10 @@ def predict_video(
         VqhpsError: nothing can be read, or the folder cannot be written to.
     """
     told = advance or (lambda count, what: None)
+    if options.tokens:
+        matching_tokenizer(predictor.bundle)  # says so at once if there is none
     chunks = out / f"{source.stem}.chunks"
-    if isinstance(source, Webcam) and options.overlay:
+    if isinstance(source, Webcam) and (options.overlay or options.side_by_side):
         out.mkdir(parents=True, exist_ok=True)
         source.record = out / f"{source.stem}.mp4"
     _predict_chunks(predictor, source, chunks, options, told)
@@ -134,7 +153,7 @@ def predict_video(
     focal = options.focal or default_focal(*size)
     motion = Motion(out / f"{source.stem}.npz", source, predictor.bundle, options, size, focal, last[0].stop, chunks)
     people = write_arrays(motion)
-    files = [motion.npz, *(path for writer in WRITERS if (path := writer(motion, told)) is not None)]
+    files = [motion.npz, *(path for writer in WRITERS for path in writer(motion, told))]
     shutil.rmtree(chunks)
     return VideoResult(motion.frames, people, tuple(files))
 
@@ -161,11 +180,10 @@ def read_chunk(path: Path, meshes: bool = False) -> tuple[Table, dict[str, Any]]
 
 def _predict_chunks(predictor: Predictor, source: Source, folder: Path, options: VideoOptions, told: Advance) -> None:
     """Make the chunks that are missing."""
-    keep = options.vertices or options.overlay
     info = predictor.bundle.info
     settings = {
         "schema": SCHEMA, "source": source.identity, "bundle": [info.name, info.version, info.body],
-        "every": options.every, "focal": options.focal, "vertices": keep,
+        "every": options.every, "focal": options.focal, "vertices": options.meshes,
     }  # fmt: skip
     _claim(folder, settings)
     tracker, start, done = Tracker(), 0, chunk_files(folder)
@@ -177,7 +195,7 @@ def _predict_chunks(predictor: Predictor, source: Source, folder: Path, options:
         logger.info("%s: goes on after %d finished frames", source.name, start)
         told(start, "predict")
     frames = source.frames(start)
-    segments = predict_segments(predictor, frames, tracker, options.every, options.focal, keep, start > 0)
+    segments = predict_segments(predictor, frames, tracker, options.every, options.focal, options.meshes, start > 0)
     parts: list[Table] = []
     number = len(done)
     state: dict[str, Any] = {}
@@ -222,37 +240,14 @@ def write_arrays(motion: Motion) -> int:
     Raises:
         VqhpsError: the folder cannot be written to.
     """
-    wanted = empty_rows(motion.bundle, motion.options.vertices)
-    folder = motion.chunks / "columns"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    people: set[int] = set()
-    count = 0
-    for table in motion.tables(motion.options.vertices):
-        count += len(table.rows["frame"])
-        people |= set(table.rows["person"].tolist())
-        for name in wanted:
-            with (folder / name).open("ab") as column:
-                table.rows[name].tofile(column)
-    singles: dict[str, Any] = {
-        "focal": np.float64(motion.focal), "size": np.array(motion.size, np.int32), "frames": np.int64(motion.frames),
-        "fps": np.float64(motion.source.fps), "smoothing": np.array(motion.options.smoothing),
-        "schema": np.int64(SCHEMA),
-    }  # fmt: skip
-    with whole_file(motion.npz) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, empty in wanted.items():
-            header = {"descr": empty.dtype.str, "fortran_order": False, "shape": (count, *empty.shape[1:])}
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                with (folder / name).open("rb") as column:
-                    shutil.copyfileobj(column, member, 1 << 20)
-        for name, value in singles.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
-                np.lib.format.write_array(member, np.asarray(value))
-    return len(people)
+    info, options = motion.bundle.info, motion.options
+    columns = empty_rows(info.tokens, motion.bundle.vertices if options.vertices else None)
+    singles = video_values(motion.focal, motion.size, motion.frames, motion.source.fps, options.smoothing)
+    scratch = motion.chunks / "columns"
+    return len(write_columns(motion.npz, scratch, motion.tables(options.vertices), columns, singles))
 
 
-def write_frames(motion: Motion, told: Advance) -> Path:
+def write_frames(motion: Motion, told: Advance) -> list[Path]:
     """Write `<stem>.json`, a line a frame; see `docs/output-schema.md`."""
     path = motion.npz.with_suffix(".json")
     info, source = motion.bundle.info, motion.source
@@ -275,51 +270,12 @@ def write_frames(motion: Motion, told: Advance) -> Path:
                 file.write(f"{comma}{json.dumps(frame, separators=(',', ':'))}")
                 comma = ",\n"
         file.write("\n]}\n")
-    return path
+    return [path]
 
 
 def _value(value: Any) -> Any:
     return value if isinstance(value, np.ndarray) else float(value)
 
 
-def write_overlay(motion: Motion, told: Advance) -> Path | None:
-    """Write `<stem>_overlay.mp4`: the meshes over the frames, a colour a person."""
-    if not motion.options.overlay:
-        return None
-    path = motion.npz.with_name(f"{motion.source.stem}_overlay.mp4")
-    workers = max(1, min(available_cores(), 4))
-    running: deque[tuple[float, Future[np.ndarray]]] = deque()
-    with (
-        whole_file(path) as temporary,
-        VideoWriter(temporary, motion.source.fps) as video,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-
-        def finish_one() -> None:
-            moment, picture = running.popleft()
-            video.write(picture.result(), moment)
-
-        for frame, rows in zip(prefetch(motion.source.replay(), workers), _by_frame(motion), strict=False):
-            running.append((frame.time, pool.submit(_drawn, motion, frame, rows)))
-            if len(running) > workers:
-                finish_one()
-            told(frame.index + 1, "overlay")
-        while running:
-            finish_one()
-    return path
-
-
-def _by_frame(motion: Motion) -> Iterator[dict[str, np.ndarray]]:
-    for table in motion.tables(True):
-        for number in range(table.start, table.stop):
-            yield table.part(number, number + 1).rows
-
-
-def _drawn(motion: Motion, frame: Frame, rows: dict[str, np.ndarray]) -> np.ndarray:
-    people = predictions(rows, motion.focal, motion.size)
-    colors = [person_color(person) for person in people]
-    return render_overlay(frame.image, list(people.values()), motion.bundle.faces, colors=colors)
-
-
-WRITERS: list[Writer] = [write_frames, write_overlay]
+WRITERS: list[Writer] = [write_frames, write_motion_tokens, write_pictures, write_mesh_sequence]
 """What is written once the NPZ is complete, in this order."""

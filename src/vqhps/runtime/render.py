@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ _MAX_SIDE = 1920  # px; over a larger photo the mesh is cast at this size and en
 _NEAR = 0.05  # m
 _LIGHTS = (((-0.4, -0.55, -0.75), 0.70), ((0.7, -0.1, -0.5), 0.25), ((0.0, 0.8, -0.3), 0.10))  # towards it, strength
 _AMBIENT = 0.26
+_GRID = 205  # grey of the lines of a side view, a metre apart
 _PANEL_MARGIN = 0.08  # of the height of the side view
 
 
@@ -84,6 +86,66 @@ def render_side(people: Sequence[Prediction], faces: np.ndarray, height: int = 6
         raise VqhpsError("there is nobody to draw from the side")
     colors = [person_color(index) for index in range(len(people))]
     return render_row([_turn_to_side(p.vertices) for p in people], faces, colors, height)
+
+
+@dataclass(frozen=True)
+class SideView:
+    """Looks at a scene from its right, orthographic: depth runs to the right, the photo's camera is to the left.
+
+    Attributes:
+        corner: (2,) depth and height (z and y of the camera frame) at the upper left corner, m.
+        metre: px.
+        size: width and height of the picture, px.
+    """
+
+    corner: np.ndarray
+    metre: float
+    size: tuple[int, int]
+
+    @staticmethod
+    def around(low: np.ndarray, high: np.ndarray, size: tuple[int, int]) -> SideView:
+        """The view that holds depths and heights from `low` to `high`, (2,) each, m; at most 1920 px wide or high."""
+        shrink = min(1.0, _MAX_SIDE / max(size))
+        small = (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
+        metre = float(np.min(np.array(small) / np.maximum(high - low, 1e-3)))
+        return SideView((low + high) / 2 - np.array(small) / (2 * metre), metre, small)
+
+
+def render_side_view(
+    bodies: Sequence[np.ndarray], faces: np.ndarray, colors: Sequence[np.ndarray], view: SideView
+) -> np.ndarray:
+    """Draw the meshes of a photo where they stand, seen from the side, before a grid of metres.
+
+    Args:
+        bodies: meshes (V, 3) m, camera frame; none is allowed.
+        faces: (F, 3) of each.
+        colors: of each, (3,) in [0, 1].
+        view: where to look from, and the size of the picture.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    picture = np.full((view.size[1], view.size[0], 3), 255, np.uint8)
+    for axis, side in enumerate(view.size):
+        metres = np.arange(np.ceil(view.corner[axis]), view.corner[axis] + side / view.metre)
+        lines = ((metres - view.corner[axis]) * view.metre).astype(int)
+        picture[(slice(None), lines) if axis == 0 else (lines,)] = _GRID
+    if not bodies:
+        return picture
+    turned = [_turn_to_side(v) for v in bodies]
+    points = (np.concatenate(turned)[:, :2] - view.corner) * view.metre
+    x0, y0 = (int(v) for v in np.clip(np.floor(points.min(axis=0)) - 2, 0, view.size))
+    x1, y1 = (int(v) for v in np.clip(np.ceil(points.max(axis=0)) + 2, 0, view.size))
+    if x1 <= x0 or y1 <= y0:
+        return picture
+    columns, rows = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
+    start = np.full_like(rows, min(v[:, 2].min() for v in turned) - 1)
+    corner = view.corner
+    origins = np.stack([columns / view.metre + corner[0], rows / view.metre + corner[1], start], -1).astype(np.float32)
+    rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
+    window = picture[y0:y1, x0:x1]
+    window[:] = _blend(window, _cast(turned, faces, origins, rays, colors), 1.0)
+    return picture
 
 
 def render_crop(

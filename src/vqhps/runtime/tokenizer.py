@@ -85,7 +85,7 @@ class MeshTokenizer:
         Args:
             info: the metadata.
             body: `faces` (F, 3) int32; `template` (V, 3) m, canonical; `root_weight` (V,), share of each vertex in
-                telling how the body is turned.
+                telling how the body is turned; `joint_regressor` (17, V), COCO-17, or (0, V) of a body without.
             graphs: `encoder` from vertices to indices and `decoder` back, both of canonical full meshes.
             fingerprint: names the weights: tokens of other weights mean other bodies.
         """
@@ -94,6 +94,8 @@ class MeshTokenizer:
         self.fingerprint = fingerprint
         self._template = body["template"]
         self._root_weight = body["root_weight"]
+        self.has_joints = len(body["joint_regressor"]) > 0
+        self._joint_regressor = body["joint_regressor"]
         self._graphs = graphs
 
     @staticmethod
@@ -106,16 +108,17 @@ class MeshTokenizer:
         folder = Path(folder)
         require_files(folder, TOKENIZER_FILES)
         info = read_info(folder / "tokenizer.json", TokenizerInfo)
-        template, weight = read_arrays(folder / "body.npz", ("template", "root_weight"))
-        faces = read_faces(folder / "body.npz")
-        if template.shape != (info.vertices, 3) or weight.shape != (info.vertices,) or faces.max() >= info.vertices:
+        names, count = ("template", "root_weight", "joint_regressor"), info.vertices
+        body = dict(zip(names, read_arrays(folder / "body.npz", names), strict=True))
+        body["faces"] = read_faces(folder / "body.npz")
+        shapes = [body[name].shape for name in names]
+        if shapes not in ([(count, 3), (count,), (j, count)] for j in (0, 17)) or body["faces"].max() >= count:
             raise VqhpsError(f"{folder}/body.npz is no body of {info.vertices} vertices: export the bundle again")
         graphs = {
             "encoder": open_session(folder / "encoder.onnx", ("vertices",), ("indices",)),
             "decoder": open_session(folder / "decoder.onnx", ("indices",), ("vertices",)),
         }
         digest = hashlib.sha256(b"".join((folder / f"{name}.onnx").read_bytes() for name in graphs)).hexdigest()
-        body = {"faces": faces, "template": template, "root_weight": weight}
         return MeshTokenizer(info, body, graphs, digest[:16])
 
     def encode(self, vertices: np.ndarray, rotation: np.ndarray | None = None) -> Tokens:
@@ -171,6 +174,10 @@ class MeshTokenizer:
             wrong = indices[(indices < 0) | (indices >= codes)][0]
             raise VqhpsError(f"tokens lie in 0 to {codes - 1}, got {wrong}")
         return self._run("decoder", "indices", indices.astype(np.int64))
+
+    def joints(self, vertices: np.ndarray) -> np.ndarray:
+        """COCO-17 joints (B, 17, 3) of meshes (B, V, 3), in their frame; (B, 0, 3) of a body without: `has_joints`."""
+        return self._joint_regressor @ vertices
 
     def restore(self, tokens: Tokens) -> np.ndarray:
         """Meshes (B, V, 3) m of tokens, back where they stood."""
