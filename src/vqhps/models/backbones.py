@@ -72,8 +72,7 @@ class Backbone(nn.Module):
         """Feature map, vector (its mean, or what the network itself makes of it) and, if it finds some, key points of
         normalised images.
 
-        Always float32, and computed in it (on CPUs depthwise convolutions are slower in bfloat16) but after
-        `to_bfloat16`.
+        Always float32, and computed so until `to_bfloat16`: on CPUs depthwise convolutions are slower in bfloat16.
 
         Raises:
             VqhpsError: the images do not have `input_size`.
