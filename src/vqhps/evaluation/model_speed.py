@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqhps.checkpoint import load_checkpoint
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.tokenizer_speed import in_turns
-from vqhps.export import check_crops
 from vqhps.models.backbones import WITHOUT_DEPTHWISE
 from vqhps.runtime.bundle import Bundle
+from vqhps.runtime.photo import check_crops
 
 
 def bench_model(
