@@ -20,6 +20,7 @@ from vqhps.export import ExportConfig, export_bundle, halve_weights
 from vqhps.geometry import matrix_from_6d, rotate
 from vqhps.models.output import Output
 from vqhps.runtime.bundle import Bundle
+from vqhps.runtime.photo import check_crops
 
 CONFIG = ExportConfig(name="small", training_data="none", input_size=32)
 
@@ -71,7 +72,7 @@ def exported(tmp_path_factory):
 def test_bundle_says_what_torch_says(exported):
     folder, report, photos = exported
     bundle = Bundle.load(folder / "bundle")
-    crops = export.check_crops(photos, 32)
+    crops = check_crops(photos, 32)
     found = bundle.run(crops)
     with torch.no_grad():
         images = (torch.from_numpy(crops).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from published_files import golden_state, smpl_arrays
 from shared import DATA
 from vqhps.body.smpl import SMPLBody
-from vqhps.checkpoint import load_checkpoint
+from vqhps.checkpoint import CheckpointCard, load_checkpoint, save_checkpoint
 from vqhps.cli import main
 from vqhps.errors import VqhpsError
 from vqhps.export import ExportConfig, export_bundle
@@ -47,6 +48,11 @@ def tokenizer(folder: Path) -> MeshVQVAE:
     return convert_tokenizer(state, REFERENCE / "smpl_connections", SMPLBody(folder / "SMPL_NEUTRAL.npz"))
 
 
+@pytest.fixture(scope="module")
+def resnet50() -> dict[str, torch.Tensor]:
+    return used(golden_state(REFERENCE / "state_vqhps_resnet50.json"))
+
+
 def close(found: torch.Tensor, golden: np.ndarray) -> None:
     scale = np.abs(golden).max()
     np.testing.assert_allclose(found.detach() / scale, golden / scale, atol=1e-4)
@@ -63,9 +69,9 @@ def test_golden_mesh_vqvae(tokenizer: MeshVQVAE) -> None:
         close(tokenizer.decode(torch.from_numpy(golden["indices"])), golden["decoded"])
 
 
-def test_golden_vqhps_resnet50(tokenizer: MeshVQVAE) -> None:
+def test_golden_vqhps_resnet50(resnet50: dict[str, torch.Tensor], tokenizer: MeshVQVAE) -> None:
     golden = np.load(REFERENCE / "golden_vqhps_resnet50.npz")
-    model = convert_vqhps(used(golden_state(REFERENCE / "state_vqhps_resnet50.json")), tokenizer, np.zeros((17, 3)))
+    model = convert_vqhps(resnet50, tokenizer, np.zeros((17, 3)))
     image = torch.from_numpy(np.random.RandomState(9).standard_normal((2, 3, 224, 224))).float()
     decoded: list[torch.Tensor] = []
     model.token_head.register_forward_hook(lambda head, given, scores: decoded.append(given[0]))
@@ -83,10 +89,35 @@ def test_golden_vqhps_resnet50(tokenizer: MeshVQVAE) -> None:
     assert np.array_equal(logits.argmax(2), golden["indices"])
 
 
-def test_golden_vqhps_resnet50_as_a_bundle(tokenizer: MeshVQVAE, tmp_path: Path) -> None:
+def test_vqhps_resnet50_in_bfloat16(
+    resnet50: dict[str, torch.Tensor], tokenizer: MeshVQVAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both backbones, and nothing else; the mesh stays within 1 mm on average, and the bench says so."""
+    model = convert_vqhps(resnet50, tokenizer, np.zeros((17, 3)))
+    image = torch.from_numpy(np.random.RandomState(9).standard_normal((2, 3, 224, 224))).float()
+    expected, features = model.predict(image), model.backbone(image).features
+    save_checkpoint(tmp_path / "checkpoint", model, CheckpointCard("vqhps", "smpl"))
+    assert model.to_bfloat16() is model
+    lower = {name.partition(".")[0] for name, value in model.named_parameters() if value.dtype == torch.bfloat16}
+    assert lower == {"backbone", "backbone_rotation"}
+    seen, found = model.backbone(image), model.predict(image)
+    assert seen.features.dtype == seen.vector.dtype == found.vertices.dtype == torch.float32
+    assert 1e-4 < (seen.features - features).norm() / features.norm() < 0.02
+    assert 0 < (found.vertices - expected.vertices).norm(dim=-1).mean() < 1e-3
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert main(["bench", "model", str(tmp_path / "checkpoint"), "--photos", str(tmp_path), "--runs", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["crops"] == 3 and report["gflop"] == pytest.approx(17.3, abs=0.1)
+    assert 0 < report["torch-bfloat16"]["mean_mm"] < 1
+
+
+def test_golden_vqhps_resnet50_as_a_bundle(
+    resnet50: dict[str, torch.Tensor], tokenizer: MeshVQVAE, tmp_path: Path
+) -> None:
     golden = np.load(REFERENCE / "golden_vqhps_resnet50.npz")
     joints = golden["pose_init"][0].reshape(17, 3)
-    model = convert_vqhps(used(golden_state(REFERENCE / "state_vqhps_resnet50.json")), tokenizer, joints)
+    model = convert_vqhps(resnet50, tokenizer, joints)
     export_bundle(model, tmp_path / "bundle", ExportConfig(body="smpl", weights="single"))
     image = torch.from_numpy(np.random.RandomState(9).standard_normal((2, 3, 224, 224))[:1]).float()
     mean, std = (255 * torch.tensor(x).view(3, 1, 1) for x in (model.backbone.mean, model.backbone.std))

@@ -334,6 +334,8 @@ class BenchModel:
     """Of an image model."""
     bundles: tuple[Path, ...] = ()
     """Exported from it."""
+    photos: Path | None = None
+    """Folder of photos to compare the meshes on; made-up pictures by default."""
     runs: int = 20
     """Repetitions; medians are printed."""
 
@@ -341,5 +343,6 @@ class BenchModel:
         """Print the timings as JSON."""
         from vqhps.evaluation.model_speed import bench_model
 
-        print(json.dumps(bench_model(self.checkpoint, self.bundles, self.runs), indent=1))
+        photos = _photos(self.photos) if self.photos else []
+        print(json.dumps(bench_model(self.checkpoint, self.bundles, photos, self.runs), indent=1))
         return 0

@@ -17,12 +17,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from vqhps.config import to_dict
-from vqhps.crop import crop_image
 from vqhps.data.sample import CROP_SCALE
 from vqhps.errors import VqhpsError
 from vqhps.export_int8 import quantize_convolutions
 from vqhps.runtime.bundle import FORMAT, OUTPUTS, Bundle, BundleInfo, BundleOutput
-from vqhps.runtime.photo import read_photo
+from vqhps.runtime.photo import check_crops
 
 logger = logging.getLogger(__name__)
 
@@ -258,20 +257,6 @@ def strip_traces(model: onnx.ModelProto) -> None:
     for place in (*places, *model.graph.input, *model.graph.output, *(n for f in model.functions for n in f.node)):
         del place.metadata_props[:]
         place.ClearField("doc_string")
-
-
-def check_crops(photos: Sequence[Path], size: int) -> UInt8[np.ndarray, "N S S 3"]:
-    """Crops to compare two implementations on: three squares of each photo, or eight made-up pictures."""
-    if not photos:
-        rng = np.random.default_rng(0)
-        coarse = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
-        return np.stack([crop_image(c, np.array([4.0, 4.0]), 8.0, size) for c in coarse])
-    crops = []
-    for path in photos:
-        image = read_photo(path).image
-        middle, side = np.array([image.shape[1], image.shape[0]]) / 2, float(max(image.shape[:2]))
-        crops += [crop_image(image, middle, side * share, size) for share in (1.0, 0.6, 0.35)]
-    return np.stack(crops)
 
 
 def check_equal(bundle: Bundle, crops: UInt8[np.ndarray, "N S S 3"], expected: BundleOutput) -> float:

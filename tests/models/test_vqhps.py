@@ -207,6 +207,11 @@ def test_backbones_end_at_stride_32(name: str, channels: int) -> None:
     torch.testing.assert_close(vector, features.mean((2, 3)))
 
 
+def test_depthwise_backbones_stay_in_single_precision() -> None:
+    with pytest.raises(VqhpsError, match="tf_efficientnet_lite0 is no faster in bfloat16: only resnet50, hrnet_w48"):
+        build().to_bfloat16()
+
+
 def test_unknown_backbone_and_foreign_weights_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(VqhpsError, match="no backbone 'vgg'"):
         create_backbone("vgg")  # type: ignore[arg-type]

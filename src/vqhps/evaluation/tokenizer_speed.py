@@ -195,16 +195,18 @@ def _training_step(model: nn.Module, bodies: Float[Tensor, "B V 3"]) -> Callable
     return step
 
 
-def in_turns(actions: dict[str, Callable[[], Any]], runs: int, label: str) -> dict[str, float]:
-    """Median seconds of each, after a run that does not count."""
+def in_turns(
+    actions: dict[str, Callable[[], Any]], runs: int, label: str, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each by a clock, after a run that does not count."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in tqdm(range(runs + 1), label, leave=False, disable=None):
         for name, action in actions.items():
-            times[name].append(_seconds(action))
+            times[name].append(_seconds(action, clock))
     return {name: float(np.median(seconds[1:])) for name, seconds in times.items()}
 
 
-def _seconds(action: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(action: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     action()
-    return time.perf_counter() - start
+    return clock() - start

@@ -11,6 +11,7 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from vqhps.errors import VqhpsError
 from vqhps.models.blazepose import BLAZEPOSE_INPUT, BlazePose, BlazePoseFeatures, Seen
@@ -31,6 +32,8 @@ _NORMALISATION = {
     "tf_efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
 }  # the others: ImageNet's
 _OWN = (BlazePose, BlazePoseFeatures)
+WITHOUT_DEPTHWISE: tuple[BackboneName, ...] = ("resnet50", "hrnet_w48")
+"""Backbones that are faster in bfloat16."""
 _CHANNELS = {
     "blazepose": 288,
     "blazepose_features": 288,
@@ -50,9 +53,11 @@ class Backbone(nn.Module):
         input_size: side of the images, px; `None` for any multiple of the stride.
         mean: of the input, a channel, for images in [0, 1].
         std: of the input, likewise.
+        in_bfloat16: computed so; see `to_bfloat16`.
     """
 
     stride = 32
+    in_bfloat16 = False
 
     def __init__(self, name: BackboneName, body: nn.Module) -> None:
         super().__init__()
@@ -67,7 +72,7 @@ class Backbone(nn.Module):
         """Feature map, vector (its mean, or what the network itself makes of it) and, if it finds some, key points of
         normalised images.
 
-        Always in float32: on CPUs depthwise convolutions are slower in bfloat16.
+        Always float32, and computed so until `to_bfloat16`: on CPUs depthwise convolutions are slower in bfloat16.
 
         Raises:
             VqhpsError: the images do not have `input_size`.
@@ -77,8 +82,28 @@ class Backbone(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             if isinstance(self.body, _OWN):
                 return self.body(image.float())
-            features = self.body(image.float())
+            if self.in_bfloat16:
+                image = image.to(torch.bfloat16, memory_format=torch.channels_last)
+                features = self.body(image).float().contiguous()
+            else:
+                features = self.body(image.float())
             return Seen(features, features.mean((2, 3)))
+
+    def to_bfloat16(self) -> None:
+        """Predict in bfloat16 from now on, two to three times as fast on processors with products of bfloat16
+        matrices; there is no way back, and no training.
+
+        Raises:
+            VqhpsError: this backbone gains nothing by it.
+        """
+        if self.name not in WITHOUT_DEPTHWISE:
+            raise VqhpsError(
+                f"{self.name} is no faster in bfloat16: only {', '.join(WITHOUT_DEPTHWISE)}, which have no depthwise "
+                "convolutions"
+            )
+        self.in_bfloat16 = True
+        folded = fuse(self.body.eval())  # batch norms into convolutions: fewer values are rounded
+        self.body = folded.bfloat16().to(memory_format=torch.channels_last)
 
     @property
     def finds_keypoints(self) -> bool:

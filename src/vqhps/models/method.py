@@ -15,7 +15,7 @@ from vqhps.body.named import named_body, posed_bodies
 from vqhps.body.smpl import SMPLBody
 from vqhps.errors import VqhpsError
 from vqhps.geometry import ray_rotation, rotate
-from vqhps.models.backbones import BackboneName, create_backbone
+from vqhps.models.backbones import Backbone, BackboneName, create_backbone
 from vqhps.models.blazepose import Seen
 from vqhps.models.output import Output
 
@@ -83,6 +83,20 @@ class Method(nn.Module, ABC):
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
+        return self
+
+    def to_bfloat16(self) -> "Method":
+        """Run the backbones in bfloat16 from now on, all else in float32: for prediction, not for training.
+
+        Returns:
+            This model.
+
+        Raises:
+            VqhpsError: its backbone gains nothing by it.
+        """
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.to_bfloat16()
         return self
 
     def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
 
 MAX_PIXELS = 150_000_000
@@ -108,3 +109,18 @@ def _focal(image: Any) -> float | None:
     if not (math.isfinite(equivalent) and 4 <= equivalent <= 2000):  # 0 means unknown
         return None
     return equivalent * math.hypot(*image.size) / _DIAGONAL_35MM
+
+
+def check_crops(photos: Sequence[Path], size: int) -> np.ndarray:
+    """(N, size, size, 3) crops to compare two implementations on: three squares of each photo, or eight made-up
+    pictures."""
+    if not photos:
+        rng = np.random.default_rng(0)
+        coarse = rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+        return np.stack([crop_image(c, np.array([4.0, 4.0]), 8.0, size) for c in coarse])
+    crops = []
+    for path in photos:
+        image = read_photo(path).image
+        middle, side = np.array([image.shape[1], image.shape[0]]) / 2, float(max(image.shape[:2]))
+        crops += [crop_image(image, middle, side * share, size) for share in (1.0, 0.6, 0.35)]
+    return np.stack(crops)
