@@ -190,11 +190,11 @@ def test_a_header_that_promises_less_does_not_help(tmp_path):
 def test_a_cut_clip_of_many_keeps_what_was_decoded(tmp_path):
     boxes = [{n: (5 + 52 * n, 20 + i, 45 + 52 * n, 110 + i) for n in range(3)} for i in range(16)]
     whole = encode(tmp_path / "whole.mkv", [painted(people) for people in boxes]).read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 3 // 4])
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 7 // 8])
     (tmp_path / "out").mkdir()
     worker = Worker(limits=Limits(clip_people=2), detector=PaintDetector())
     result = work(worker, tmp_path / "cut.mkv", 300.0, tmp_path / "out")
-    assert 8 <= result.frames < 16 and result.focal == 300 and result.focal_from == "as given"
+    assert 6 < result.frames < 16 and result.focal == 300 and result.focal_from == "as given"
     assert len(result.notes) == 1 and result.notes[0].startswith("cut.mkv ends after")
     assert [(p.person, p.frames) for p in result.people] == [(0, result.frames), (1, result.frames)]
     names = [file.name.removeprefix("cut") for file in result.files]
