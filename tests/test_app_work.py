@@ -10,6 +10,7 @@ import pygltflib
 import pytest
 import trimesh
 
+import tiny_bundle
 from moving_people import PaintDetector, corners, encode, painted
 from moving_people import astronaut as astronaut_photo
 from vqhps import cli
@@ -203,6 +204,12 @@ def test_a_cut_clip_of_many_keeps_what_was_decoded(tmp_path):
     assert len(scene.skins) == 2 and len(scene.animations) == 1
     left = {file.name for file in (tmp_path / "out").iterdir()}
     assert left == {file.name for file in result.files} | {"cut.json", "cut_joints.csv"}, "meshes and chunks are gone"
+
+
+def test_a_body_without_a_skeleton_takes_photos_only(tmp_path):
+    worker = Worker(tiny_bundle.write_bundle(tmp_path / "tiny"), detector=PaintDetector())
+    with pytest.raises(VqhpsError, match="takes photos only"):
+        work(worker, encode(tmp_path / "a.mp4", [corners()] * 12), None, tmp_path / "out")
 
 
 def test_missing_gradio_names_the_mend(capsys, monkeypatch):

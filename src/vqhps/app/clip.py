@@ -112,6 +112,9 @@ def predict_clip(
     Raises:
         VqhpsError: it is no video, beyond a limit, or without people; the job was stopped or took too long.
     """
+    rig = default_rig()
+    if predictor.bundle.faces.max() + 1 != len(rig.skin_bones):
+        raise VqhpsError("the model here has a body without a skeleton: it takes photos only")
     clip = Clip(path, limits)
 
     def told(count: int, what: str) -> None:
@@ -124,7 +127,7 @@ def predict_clip(
         raise VqhpsError(f"{path.name}: no person found; people should be seen well and not be too small")
     job.done("drawing")
     meshes, *others = video.files
-    predictions, rig = Predictions.open(meshes), default_rig()
+    predictions = Predictions.open(meshes)
     read = 0
 
     def fitted(count: int) -> None:

@@ -42,14 +42,11 @@ def progress(ahead: int, doing: tuple[str, int, int]) -> str:
     """How far a job is: how many are before it, or what is done now, how much of it, and of how much."""
     what, count, total = doing
     if ahead:
-        text, bar = f"Waiting: {ahead} {'file is' if ahead == 1 else 'files are'} before yours.", ""
-    elif not what:
-        text, bar = "At work", "<progress></progress>"
-    else:
-        share = min(count / total, 1.0) if total else None
-        text = f"{what}: {share:.0%}" if share is not None else f"{what}: {count}"
-        bar = f'<progress value="{share:.3f}"></progress>' if share is not None else "<progress></progress>"
-    return f'<p class="vqhps-note" role="status">{text}{bar}</p>'
+        return note(f"Waiting: {ahead} {'file is' if ahead == 1 else 'files are'} before yours.")
+    share = min(count / total, 1.0) if total else None
+    text = what if share is None else f"{what}: {share:.0%}"
+    value = "" if share is None else f' value="{share:.3f}"'
+    return f'<p class="vqhps-note">{text or "At work"}<progress aria-label="progress"{value}></progress></p>'
 
 
 def limits(given: Limits) -> str:
@@ -86,14 +83,15 @@ def moving(result: ClipResult) -> str:
 
 def tables(result: PhotoResult | ClipResult) -> str:
     """People and times, numbers only."""
-    times = [(stage, f"{ms:.0f} ms") for stage, ms in result.times.items()]
     if isinstance(result, ClipResult):
-        head = ("person", "frames", "distance", "fit")
+        seconds = [(stage, f"{ms / 1000:.1f} s") for stage, ms in result.times.items()]
+        head = ("person", "frames", "distance", "fit error")
         people = [
             (_dot(p.color, p.person), str(p.frames), f"{p.distance:.1f} m", f"{p.error_mm:.1f} mm")
             for p in result.people
         ]
-        return _table(head, people) + _table(("stage", "time"), times)
+        return _table(head, people) + _table(("stage", "time"), seconds)
+    times = [(stage, f"{ms:.0f} ms") for stage, ms in result.times.items()]
     rows = [(_dot(p.color, i), f"{p.score:.2f}", f"{p.distance:.1f} m") for i, p in enumerate(result.people)]
     return _table(("person", "score", "distance"), rows) + _table(("stage", "time"), times)
 

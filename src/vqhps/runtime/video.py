@@ -161,7 +161,7 @@ class VideoFile:
             count += 1
         if count == 0:
             limit = f"{self._max_pixels / 1e6:g} million pixels"
-            raise VqhpsError(f"{self._path} is damaged or has frames of more than {limit}: not one can be decoded")
+            raise VqhpsError(f"{self._path} is damaged, or its frames have more than {limit}: not one can be decoded")
         if self.total and count < _SHORT * self.total and not self.notes:
             self.notes.append(f"{self._path} ends after {count} of {self.total} frames: it is cut off")
 
