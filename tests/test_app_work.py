@@ -1,8 +1,10 @@
 """What stands behind the web page, without a browser: jobs in line, limits, folders of visitors."""
 
+import contextlib
 import importlib.util
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,39 +51,50 @@ def astronaut(tmp_path_factory) -> Path:
     return astronaut_photo(tmp_path_factory.mktemp("photos") / "astronaut.jpg")
 
 
+@contextlib.contextmanager
+def held_up(waiting: int) -> Iterator[tuple[Line, threading.Event]]:
+    """A line, and an event that its jobs may wait for."""
+    line, go = Line(waiting), threading.Event()
+    try:
+        yield line, go
+    finally:
+        go.set()
+        line.close()
+
+
 def test_one_job_at_a_time_and_each_its_turn():
-    line, go, at_work, most = Line(8), threading.Event(), [], []
+    at_work: list[str] = []
+    most: list[int] = []
+    with held_up(8) as (line, go):
 
-    def slow(job: Job) -> str:
-        at_work.append(job.owner)
-        most.append(len(at_work))
-        assert go.wait(_PATIENCE)
-        at_work.remove(job.owner)
-        return job.owner
+        def slow(job: Job) -> str:
+            at_work.append(job.owner)
+            most.append(len(at_work))
+            assert go.wait(_PATIENCE)
+            at_work.remove(job.owner)
+            return job.owner
 
-    jobs = [line.add(owner, 60, slow, lambda good: None) for owner in "abc"]
-    assert [line.ahead(job) for job in jobs] == [0, 1, 2]
-    line.stop("b")
-    assert jobs[1].over() and line.ahead(jobs[2]) == 1, "who leaves the line lets the others come nearer"
-    go.set()
-    assert [wait(job) for job in (jobs[0], jobs[2])] == ["a", "c"], "nobody stops the work of others"
-    assert max(most) == 1
-    with pytest.raises(Stopped):
-        jobs[1].result()
-    line.close()
+        jobs = [line.add(owner, 60, slow, lambda good: None) for owner in "abc"]
+        assert [line.ahead(job) for job in jobs] == [0, 1, 2]
+        line.stop("b")
+        assert jobs[1].over() and line.ahead(jobs[2]) == 1, "who leaves the line lets the others come nearer"
+        go.set()
+        assert [wait(job) for job in (jobs[0], jobs[2])] == ["a", "c"], "nobody stops the work of others"
+        assert max(most) == 1
+        with pytest.raises(Stopped):
+            jobs[1].result()
 
 
 def test_a_line_is_not_endless_and_a_visitor_has_one_place():
-    line, go = Line(1), threading.Event()
-    line.add("a", 60, lambda job: go.wait(_PATIENCE), lambda good: None)
-    first = line.add("b", 60, lambda job: 1, lambda good: None)
-    second = line.add("b", 60, lambda job: 2, lambda good: None)
-    assert first.over() and line.has("b"), "the second file takes the place of the first"
-    with pytest.raises(VqhpsError, match="1 files wait here already"):
-        line.add("c", 60, lambda job: 3, lambda good: None)
-    go.set()
-    assert wait(second) == 2
-    line.close()
+    with held_up(1) as (line, go):
+        line.add("a", 60, lambda job: go.wait(_PATIENCE), lambda good: None)
+        first = line.add("b", 60, lambda job: 1, lambda good: None)
+        second = line.add("b", 60, lambda job: 2, lambda good: None)
+        assert first.over() and line.has("b"), "the second file takes the place of the first"
+        with pytest.raises(VqhpsError, match="too many files wait here"):
+            line.add("c", 60, lambda job: 3, lambda good: None)
+        go.set()
+        assert wait(second) == 2
 
 
 def test_nothing_works_after_the_end(tmp_path):

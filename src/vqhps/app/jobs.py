@@ -117,7 +117,7 @@ class Line:
         job: Job[Outcome] = Job(owner, seconds)
         with self._lock:
             if len(self._jobs) > self._waiting:
-                raise VqhpsError(f"{self._waiting} files wait here already: try again later")
+                raise VqhpsError("too many files wait here already: try again later")
             self._jobs.append(job)
         job.future = self._pool.submit(_run, job, work)
         job.future.add_done_callback(lambda future: self._leave(job, finished))

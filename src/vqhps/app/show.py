@@ -20,6 +20,7 @@ CSS = """
 .vqhps-table, .vqhps-table tr, .vqhps-table th, .vqhps-table td {border: 0 !important; text-align: left}
 .vqhps-table th, .vqhps-table td {padding: .25rem .8rem .25rem 0 !important}
 .vqhps-table th {font-weight: 600}
+#status .html-container, #moving .html-container, #people .html-container {padding: 0}
 #files .label-clear-button {display: none}
 .vqhps-dot {display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em}
 .vqhps-video {display: block; width: 100%; max-height: 70vh; border-radius: 8px; background: #000}
