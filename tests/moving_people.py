@@ -71,6 +71,15 @@ def walk(count: int, fps: float = 25.0) -> list[Frame]:
     return [Frame(i, i / fps, painted({0: box})) for i, box in enumerate(boxes)]
 
 
+def astronaut(path: Path) -> Path:
+    """A real photo of one person, 512 x 512 px."""
+    from PIL import Image
+    from skimage.data import astronaut as load
+
+    Image.fromarray(load()).save(path)
+    return path
+
+
 class PaintDetector:
     """Finds painted people by their colour, as boxes without key points; Ctrl-C comes at look number `interrupt`."""
 

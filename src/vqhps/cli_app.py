@@ -11,7 +11,7 @@ from vqhps.errors import VqhpsError
 
 @dataclass
 class App:
-    """Serve a web page that takes photos and gives overlays, 3D views and files. Nothing is kept."""
+    """Serve a web page that takes photos and short clips, and gives overlays, 3D views and files. Nothing is kept."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets in everybody who can reach this computer."""

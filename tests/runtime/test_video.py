@@ -9,7 +9,7 @@ from PIL import Image
 
 from moving_people import HEIGHT, WIDTH, Capture, corners, encode, painted, turned
 from vqhps.errors import VqhpsError
-from vqhps.runtime.video import VideoWriter, Webcam, open_source
+from vqhps.runtime.video import VideoFile, VideoWriter, Webcam, open_source
 
 
 def noise(count: int) -> list[np.ndarray]:
@@ -82,6 +82,29 @@ def test_files_that_are_no_video(tmp_path):
         with pytest.raises(VqhpsError, match=message) as error:
             open_source(str(tmp_path / name))
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_frames_beyond_a_limit_are_not_decoded(tmp_path):
+    large = encode(tmp_path / "large.ts", [corners(1280, 720)] * 2)
+    with pytest.raises(VqhpsError, match=r"large\.ts has frames of 1280 x 720 px, more than 0\.5 million pixels"):
+        VideoFile(large, 500_000)
+    with pytest.raises(VqhpsError, match=r"its frames have more than 0\.1 million pixels: not one can be decoded"):
+        list(VideoFile(large, 100_000).frames())  # not even looked at for their size
+    small = encode(tmp_path / "small.ts", [corners()] * 12)
+    (tmp_path / "grows.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    source = VideoFile(tmp_path / "grows.ts", 100_000)
+    assert len(list(source.frames())) == 12 and len(source.notes) == 1
+    assert len(list(VideoFile(tmp_path / "grows.ts").frames())) == 14
+
+
+def test_only_the_wanted_containers_are_opened(tmp_path):
+    inside = encode(tmp_path / "a.ts", [corners()] * 3)
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{inside.name}\n#EXT-X-ENDLIST\n")
+    assert len(list(VideoFile(playlist).frames())) == 3, "FFmpeg reads the file that this one names"
+    with pytest.raises(VqhpsError, match="cannot be read"):
+        VideoFile(playlist, formats=("mov", "mpegts"))
+    assert len(list(VideoFile(inside, formats=("mov", "mpegts")).frames())) == 3
 
 
 def test_image_sequences_in_natural_order(tmp_path):

@@ -1,1 +1,1 @@
-"""Web page of `vqhps app`: photos in, bodies out, nothing kept."""
+"""Web page of `vqhps app`: photos and clips in, bodies out, nothing kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
@@ -52,7 +53,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         known = _OPEN.fullmatch(scope["path"])
-        if known is None or (known["file"] and not self._is_ours("/" + known["file"].lstrip("/"))):
+        if known is None or (known["file"] and not self._is_given_out("/" + known["file"].lstrip("/"))):
             await _refuse(send, 404)
             return
         if scope["path"] == _JOIN:
@@ -64,6 +65,9 @@ class Guard:
         await self._app(
             scope, receive, _with_headers(send, no_store=not scope["path"].startswith(("/static/", "/assets/")))
         )
+
+    def _is_given_out(self, path: str) -> bool:
+        return self._is_ours(path) and not os.path.isdir(unquote(path))
 
     def _is_ours(self, path: object) -> bool:
         try:

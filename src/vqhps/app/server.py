@@ -9,15 +9,22 @@ import socket
 import tempfile
 import threading
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vqhps.app.guard import Guard
+from vqhps.app.limits import Limits
 from vqhps.app.sessions import Sessions
-from vqhps.app.work import Limits, Worker
+from vqhps.app.work import Worker
 from vqhps.errors import VqhpsError
 
 logger = logging.getLogger(__name__)
+
+KEPT = 3600
+"""s: files go after this time even if their page stays open."""
+
+_CALLS = 64  # of the page, waiting to be taken
 
 
 def serve(host: str, port: int, open_browser: bool, bundle: Path | None = None, limits: Limits = Limits()) -> None:
@@ -40,15 +47,16 @@ def serve(host: str, port: int, open_browser: bool, bundle: Path | None = None, 
         worker = Worker(bundle, limits)
         from vqhps.app.page import build
 
-        page = build(worker, Sessions(root))
+        sessions = Sessions(root)
+        page = build(worker, sessions, KEPT)
         try:
             address = _launch(page, root, host, port, limits)
             logger.info("vqhps app: %s (Ctrl-C ends it)", address)
             if open_browser:
                 webbrowser.open(address)
-            _wait()
+            _wait(lambda: sessions.expire(KEPT))
         finally:
-            worker.close()
+            worker.line.close()
             page.close()
 
 
@@ -82,9 +90,9 @@ def _launch(page: Any, root: Path, host: str, port: int, limits: Limits) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from vqhps.app.page import CSS
+    from vqhps.app.show import CSS
 
-    page.queue(max_size=limits.waiting, default_concurrency_limit=1)
+    page.queue(max_size=_CALLS, default_concurrency_limit=1)
     page.launch(
         server_name=host,
         server_port=port,
@@ -99,7 +107,7 @@ def _launch(page: Any, root: Path, host: str, port: int, limits: Limits) -> str:
         enable_monitoring=False,
         run_history=False,
         footer_links=[],
-        max_file_size=limits.file_bytes,
+        max_file_size=max(limits.photo_bytes, limits.clip_bytes),
         app_kwargs={"middleware": [Middleware(Guard, root=root)], "docs_url": None, "redoc_url": None},
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         css=CSS,
@@ -107,10 +115,10 @@ def _launch(page: Any, root: Path, host: str, port: int, limits: Limits) -> str:
     return str(page.local_url)
 
 
-def _wait() -> None:
-    """Until Ctrl-C or SIGTERM."""
+def _wait(tidy: Callable[[], None]) -> None:
+    """Until Ctrl-C or SIGTERM, tidying up now and then."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     while not ended.wait(0.5):  # without a limit Windows would not see Ctrl-C
-        pass
+        tidy()

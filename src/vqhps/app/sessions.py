@@ -1,10 +1,11 @@
-"""Folders of the people who have the page open: each is deleted when its page is closed, all when the app ends."""
+"""Folders of the people who have the page open: deleted when it is closed, or after a time; all when the app ends."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vqhps.errors import VqhpsError
 
 @dataclass
 class _Session:
-    results: list[Path] = field(default_factory=list)
+    results: dict[Path, float | None] = field(default_factory=dict)  # since when each is there, s
     uploads: set[Path] = field(default_factory=set)
 
 
@@ -36,20 +37,37 @@ class Sessions:
             earlier, mine.uploads = mine.uploads - {upload}, {upload}
             self._delete_uploads(earlier)
             folder = self._root / "results" / secrets.token_urlsafe(16)
-            mine.results.append(folder)
+            mine.results[folder] = None
         folder.mkdir(parents=True)
         return folder
 
-    def finish(self, session: str, folder: Path) -> None:
-        """The result is written: earlier ones of the page go, and this one too if it was closed meanwhile."""
+    def finish(self, session: str, folder: Path, good: bool) -> None:
+        """Nothing is written any more: earlier results of the page go.
+
+        Args:
+            session: of the page.
+            folder: that `begin` gave.
+            good: whether it holds a result; else, and if the page was closed meanwhile, it goes too.
+        """
         with self._lock:
             mine = self._open.get(session)
             if mine is None:
                 _delete(folder)
             elif folder in mine.results:
-                for other in mine.results[: mine.results.index(folder)]:
+                for other in list(mine.results)[: list(mine.results).index(folder) + (not good)]:
+                    mine.results.pop(other)
                     _delete(other)
-                mine.results = mine.results[mine.results.index(folder) :]
+                if good:
+                    mine.results[folder] = time.monotonic()
+
+    def expire(self, seconds: float) -> None:
+        """Delete results that have been there for longer than this."""
+        with self._lock:
+            for mine in self._open.values():
+                for folder, since in list(mine.results.items()):
+                    if since is not None and time.monotonic() - since > seconds:
+                        mine.results.pop(folder)
+                        _delete(folder)
 
     def close(self, session: str) -> None:
         """Delete all that a page sent and got."""

@@ -112,9 +112,9 @@ def write_animation_glb(path: Path, people: Sequence[PersonMotion], rig: Rig, vi
         "WEIGHTS_0": scene.array(rig.skin_weights, gltf.ARRAY_BUFFER, normalized=True),
     }
     animation = gltf.Animation(name="motion")
-    for index, person in enumerate(people):
+    for person in people:
         bones = _skeleton(scene, person, rig)
-        _skin(scene, person, rig, bones, shared, person_color(index))
+        _skin(scene, person, rig, bones, shared, person_color(person.person))
         if len(timeline.frames) > 1:
             _animate(scene, animation, person, rig, bones, timeline)
     if animation.channels:

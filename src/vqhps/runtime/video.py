@@ -7,7 +7,7 @@ import glob
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +25,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 _FPS = 25.0  # of what does not say
 _CLOCK = 60_000  # ticks a second of the files written: MPEG-4 allows no more than 65535
+_PADDING = 4  # times the pixels of a frame that decoders may ask for, edges included
 _SHORT = 0.95  # of the frames a file promises: fewer, and it is cut off
 
 
@@ -90,12 +91,28 @@ def open_source(text: str, fps: float | None = None) -> Source:
 class VideoFile:
     """A video file of any container and codec that FFmpeg knows."""
 
-    def __init__(self, path: Path) -> None:
-        """Look at the file; raises `VqhpsError` where it holds no pictures."""
+    def __init__(self, path: Path, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> None:
+        """Look at the file's header.
+
+        Args:
+            path: of the file.
+            max_pixels: of a frame; larger ones are refused by the header, those that come later left out undecoded.
+            formats: FFmpeg's names of the containers that may be opened, which then can name no other file or address
+                to read; all it knows by default.
+
+        Raises:
+            VqhpsError: it holds no pictures, or too large ones.
+        """
         self.name, self.stem, self.notes = str(path), path.stem, list[str]()
-        self._path = path
+        self._path, self._max_pixels = path, max_pixels
+        self._decoder = {"max_pixels": str(_PADDING * max_pixels)}
+        self._options = dict(self._decoder)
+        if formats is not None:
+            self._options |= {"format_whitelist": ",".join(formats), "protocol_whitelist": "file"}
         with self._open() as container:
             stream = container.streams.video[0]
+            if stream.width and stream.height:
+                self._square_size(stream, float(stream.sample_aspect_ratio or 1))
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else _FPS
             self.total = stream.frames or self._expected(container, stream)
@@ -116,7 +133,7 @@ class VideoFile:
         if self._path.stat().st_size == 0:
             raise VqhpsError(f"{self._path} is empty (0 bytes)")
         try:
-            container = av.open(str(self._path))
+            container = av.open(str(self._path), options=self._options)
         except (av.FFmpegError, ValueError) as error:
             raise VqhpsError(
                 f"{self._path} is no video, damaged at its start or cut off before its index, "
@@ -137,19 +154,30 @@ class VideoFile:
         for frame, ratio in self._decoded():
             moment = count / self.fps if frame.time is None else float(frame.time)
             if size is None:
-                size, first = _square_size(self._path, frame, ratio), moment
+                size, first = self._square_size(frame, ratio), moment
             last = max(moment - first, last + 1e-4) if count else 0.0  # damaged files may step back in time
             if count >= start:
                 yield Frame(count, last, _upright(frame, size))
             count += 1
         if count == 0:
-            raise VqhpsError(f"{self._path} is damaged: not one frame can be decoded")
+            limit = f"{self._max_pixels / 1e6:g} million pixels"
+            raise VqhpsError(f"{self._path} is damaged, or its frames have more than {limit}: not one can be decoded")
         if self.total and count < _SHORT * self.total and not self.notes:
             self.notes.append(f"{self._path} ends after {count} of {self.total} frames: it is cut off")
 
     def replay(self) -> Iterator[Frame]:
         """See `Source`."""
         return self.frames()
+
+    def _square_size(self, picture: Any, ratio: float) -> tuple[int, int]:
+        """Width and height of a frame or stream with square pixels, before rotation."""
+        width, height = round(picture.width * ratio), picture.height
+        if width * height > self._max_pixels:
+            limit = f"{self._max_pixels / 1e6:g} million pixels"
+            raise VqhpsError(f"{self._path} has frames of {width} x {height} px, more than {limit}: scale it down")
+        if min(width, height) < MIN_SIDE:
+            raise VqhpsError(f"{self._path} has frames of {width} x {height} px: these cannot be used")
+        return width, height
 
     def _decoded(self) -> Iterator[tuple[Any, float]]:
         """Frames as FFmpeg gives them, past damaged places, and width over height of their pixels."""
@@ -158,6 +186,7 @@ class VideoFile:
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = self._decoder
             packets = container.demux(stream)
             damaged = 0
             while True:
@@ -183,14 +212,6 @@ def _kinds(container: Any) -> str:
     names = {"audio": "sound", "subtitle": "subtitles"}
     kinds = sorted({names.get(stream.type, str(stream.type)) for stream in container.streams})
     return " and ".join(kinds) or "nothing that can be read"
-
-
-def _square_size(path: Path, frame: Any, ratio: float) -> tuple[int, int]:
-    """Width and height with square pixels, before rotation."""
-    width, height = round(frame.width * ratio), frame.height
-    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
-        raise VqhpsError(f"{path} has frames of {width} x {height} px: these cannot be used")
-    return width, height
 
 
 _TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}

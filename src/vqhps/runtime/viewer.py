@@ -47,7 +47,7 @@ def write_viewer(path: Path, people: Sequence[PersonMotion], rig: Rig, view: Vie
         "faces": _text(rig.faces.astype(index)),
         "skin_bones": _text(rig.skin_bones),
         "skin_weights": _text(rig.skin_weights),
-        "people": [_person(person, timeline, person_color(i)) for i, person in enumerate(people)],
+        "people": [_person(person, timeline) for person in people],
     }
     template = Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
     page = template.replace("__TITLE__", html.escape(title)).replace("__DATA__", json.dumps(data))
@@ -55,11 +55,11 @@ def write_viewer(path: Path, people: Sequence[PersonMotion], rig: Rig, view: Vie
         temporary.write_text(page, encoding="utf-8")
 
 
-def _person(person: PersonMotion, timeline: Timeline, color: np.ndarray) -> dict[str, Any]:
+def _person(person: PersonMotion, timeline: Timeline) -> dict[str, Any]:
     step = float(np.abs(person.rest.vertices).max() / _TURN_STEPS)
     return {
         "person": person.person,
-        "color": color.tolist(),
+        "color": person_color(person.person).tolist(),
         "step": step,
         "vertices": _text(np.round(person.rest.vertices / step).astype(np.int16)),
         "joints": _text(person.rest.joints.astype(np.float32)),
