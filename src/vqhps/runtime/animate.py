@@ -156,7 +156,7 @@ def fit_people(
             np.concatenate([getattr(f, n) for f in parts[number]]) for n in ("rotations", "translation", "error_mm")
         )
         rotations, translation, error = fields
-        whole = Fit(rotations, translation, parts[number][0].rest, error)
+        whole = Fit(rotations, translation, parts.pop(number)[0].rest, error)
         where = (predictions.rotation[own], predictions.translation[own])
         people.append(PersonMotion.placed(whole, number, predictions.frame[own], predictions.time[own], *where))
     return people
