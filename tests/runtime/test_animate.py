@@ -1,6 +1,7 @@
 """`vqhps animate`: from a file of predictions to the files of motion."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from rigged_people import person, two_people, write_predictions
 from vqhps import cli
 from vqhps.runtime import animate
-from vqhps.runtime.animate import Predictions, fit_people
+from vqhps.runtime.animate import Files, Predictions, fit_people, write_files
 from vqhps.runtime.rig import default_rig
 
 ENDINGS = [".glb", "_0.bvh", "_4.bvh", "_joints.csv", ".html", "_motion.npz", "_motion.json"]
@@ -28,6 +29,26 @@ def test_people_come_back(tmp_path, monkeypatch):
         assert one.error_mm.max() < 1.5
         assert 1000 * np.linalg.norm(one.vertices(rig) - vertices, axis=-1).mean() < 1.5
         np.testing.assert_allclose(one.joints(rig), expected.joints(rig), atol=0.015)
+
+
+def test_memory_grows_by_parameters_only(tmp_path, monkeypatch):
+    """A mesh has 82 kB, its parameters 1.1 kB, a few times over where parts are put together."""
+    monkeypatch.setattr(animate, "_CHUNK", 8)
+    rig = default_rig()
+
+    def peak(count):
+        write_predictions(tmp_path / "a.npz", [person(0, np.arange(count), 1)])
+        predictions = Predictions.open(tmp_path / "a.npz")
+        tracemalloc.start()
+        try:
+            people = fit_people(rig, predictions)
+            write_files(tmp_path, "a", people, rig, predictions.view, Files(glb=False, viewer=False))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # what is loaded once
+    assert peak(120) - peak(40) < 80 * 10_000
 
 
 def test_command_writes_what_it_says(tmp_path, capsys):

@@ -10,7 +10,7 @@ from vqhps.errors import VqhpsError
 from vqhps.export_rig import quantised_skin
 from vqhps.geometry import rotate
 from vqhps.runtime.rig import Rig, default_faces, default_rig
-from vqhps.runtime.rig_fit import fit, fit_shape
+from vqhps.runtime.rig_fit import fit, fit_rest
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_fit_of_the_rigs_own_meshes_is_exact(rig):
         found.rotations @ found.rotations.transpose(0, 1, 3, 2), [[np.eye(3)] * 31] * 20, atol=1e-5
     )
     np.testing.assert_array_equal(found.rotations[:, ~rig.moves], np.broadcast_to(np.eye(3), (20, 8, 3, 3)))
-    again = fit(rig, vertices[17:], fit_shape(rig, vertices))
+    again = fit(rig, vertices[17:], fit_rest(rig, vertices))
     np.testing.assert_allclose(again.rotations, found.rotations[17:], atol=1e-4)
     assert distance_mm(rig.pose(again.rotations, again.translation, again.rest), vertices[17:]) < 0.5
 

@@ -134,6 +134,7 @@ def write_motion_npz(path: Path, people: Sequence[PersonMotion], rig: Rig) -> No
         "shape": np.stack([p.rest.shape for p in people]),
         "phenotypes": np.array([list(rig.phenotypes(p.rest.shape).values()) for p in people], np.float32),
         "rest_joints": np.stack([p.rest.joints for p in people]),
+        "rest_vertices": np.stack([p.rest.vertices for p in people]).astype(np.float32),
         "bones": np.array(rig.names),
         "parents": np.array(rig.parents, np.int32),
         "phenotype_names": np.array(rig.phenotype_names),
