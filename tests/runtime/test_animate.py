@@ -113,3 +113,21 @@ def test_no_file_and_no_archive(tmp_path, capsys):
     for name in ("a.npz", "b.npz"):
         assert cli.main(["animate", str(tmp_path / name), "-o", str(tmp_path / "out")]) == 2
         assert "cannot be read" in capsys.readouterr().err
+
+
+def test_fit_of_predictions_is_scored(tmp_path, capsys):
+    """By part and person, against meshes of which one part was pushed aside in some frames."""
+    people = two_people()
+    write_predictions(tmp_path / "a.npz", people)
+    with np.load(tmp_path / "a.npz") as archive:
+        vertices = archive["vertices"].astype(np.float32)
+    thumb = default_rig().weights.argmax(1) == default_rig().names.index("LThumb")
+    vertices[::2, thumb] += 0.05
+    change(tmp_path / "a.npz", vertices=vertices.astype(np.float16))
+    assert cli.main(["evaluate", "rig-fit", str(tmp_path / "a.npz")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["meshes"] == 18 and [p["meshes"] for p in report["people"].values()] == [12, 6]
+    assert report["parts"]["hands"] > 2 > report["parts"]["legs"] and report["mean_mm"] < 4
+    found = fit_people(default_rig(), Predictions.open(tmp_path / "a.npz"))
+    assert report["mean_mm"] == pytest.approx(np.concatenate([one.error_mm for one in found]).mean(), abs=0.05)
+    assert report["people"]["0"]["mean_mm"] == pytest.approx(found[0].error_mm.mean(), abs=0.05)

@@ -24,7 +24,7 @@ _BATCH = 16  # frames at a time, to bound the memory
 _STEPS = 5  # of Gauss-Newton from the closed form, the shape being known
 _SHAPE_STEPS = 6  # with the shape to be found
 _DAMPING = 1e-5  # m^2 for each unit of weight: without it, bones that the vertices say little of are turned too far
-_SHAPE_RIDGE = 1e-5  # m^2: the pull of a coefficient of the shape, of unit variance, to zero
+_SHAPE_RIDGE = 0.2  # of the mean square distance left: the pull of a coefficient, of unit variance, to zero
 _OFFSET_RIDGE = 1.0  # frames: so many without any offset are put beside those seen
 _FARTHEST = 1e5  # m
 
@@ -253,8 +253,8 @@ def _solve(
     if fields.shape[1] > 1:
         with_fields = gram[:, n:-1, n:-1].reshape(frames, fields.shape[1], 3, -1, 3)
         left = np.einsum("fajbj->ab", with_fields) - np.einsum("fra,frb->ab", right, solved)
-        pulled = left[1:, 1:] + _SHAPE_RIDGE * np.eye(len(shape))
-        change = np.linalg.solve(pulled, left[1:, 0] - _SHAPE_RIDGE * shape)
+        ridge = _SHAPE_RIDGE * left[0, 0] / frames
+        change = np.linalg.solve(left[1:, 1:] + ridge * np.eye(len(shape)), left[1:, 0] - ridge * shape)
         pose = pose - solved[..., 1:] @ change
     return pose.reshape(frames, count + 1, 3), change
 
