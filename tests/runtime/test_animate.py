@@ -11,7 +11,7 @@ from rigged_people import person, two_people, write_predictions
 from vqhps import cli
 from vqhps.runtime import animate
 from vqhps.runtime.animate import Files, Predictions, fit_people, write_files
-from vqhps.runtime.rig import default_rig
+from vqhps.runtime.rig import Rest, default_rig
 
 ENDINGS = [".glb", "_0.bvh", "_4.bvh", "_joints.csv", ".html", "_motion.npz", "_motion.json"]
 
@@ -53,7 +53,7 @@ def test_memory_grows_by_parameters_only(tmp_path, monkeypatch):
 
 def test_command_writes_what_it_says(tmp_path, capsys):
     people = two_people()
-    write_predictions(tmp_path / "a.npz", people)
+    meshes = write_predictions(tmp_path / "a.npz", people)
     assert cli.main(["animate", str(tmp_path / "a.npz"), "-o", str(tmp_path / "out")]) == 0
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("person 0: 12 frames, ") and "mm from the meshes" in second
@@ -63,6 +63,9 @@ def test_command_writes_what_it_says(tmp_path, capsys):
         content = json.loads((tmp_path / "out" / "a_motion.json").read_text())
         assert table["rotations"].shape == (18, 31, 3, 3) and table["people"].tolist() == [0, 4]
         second_rows = table["person"] == 4
+        rest = Rest(table["shape"][1], table["rest_vertices"][1], table["rest_joints"][1], np.zeros((0, 3)))
+        posed = default_rig().pose(table["rotations"][second_rows], table["translation"][second_rows], rest)
+        assert 1000 * np.linalg.norm(posed - meshes[1], axis=-1).mean() < 1.5
         np.testing.assert_allclose(content["people"][1]["translation"], table["translation"][second_rows], atol=1e-5)
         assert content["people"][1]["frame"] == table["frame"][second_rows].tolist()
         quaternion = np.array(content["people"][1]["rotations"])
