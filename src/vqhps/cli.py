@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vqhps.cli_animate import Animate, EvaluateRig, ExportRig
+from vqhps.cli_animate import Animate, EvaluateRig, EvaluateRigFit, ExportRig
 from vqhps.cli_app import App
 from vqhps.cli_prepare import (
     Prepare3dpw,
@@ -220,6 +220,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate video": EvaluateVideo,
     "evaluate rig": EvaluateRig,
     "evaluate tokens": EvaluateTokens,
+    "evaluate rig-fit": EvaluateRigFit,
     "prepare 3dpw": Prepare3dpw,
     "prepare emdb": PrepareEmdb,
     "prepare coco": bedlam_format("coco", "COCO (coco.npz)"),

@@ -95,3 +95,18 @@ class EvaluateRig:
 
         print(json.dumps(evaluate_rig(self.data_root, self.clips, self.frames, self.inverter), indent=1))
         return 0
+
+
+@dataclass
+class EvaluateRigFit:
+    """Fit the rig to predicted meshes, as `vqhps animate` does, and say how far it is from them, by part and person."""
+
+    predictions: tyro.conf.Positional[Path]
+    """What `vqhps video --vertices` or `vqhps predict` wrote (.npz)."""
+
+    def run(self) -> int:
+        """Print errors and times as JSON."""
+        from vqhps.evaluation.rig import evaluate_fit
+
+        print(json.dumps(evaluate_fit(self.predictions), indent=1))
+        return 0

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,7 @@ from vqhps.geometry import default_focal
 from vqhps.runtime.motion import prefetch, track_people
 from vqhps.runtime.motion_files import CHUNK, VideoOptions, chunk_files, predict_video, read_chunk
 from vqhps.runtime.predictor import Predictor, to_pixels
-from vqhps.runtime.video import open_source
+from vqhps.runtime.video import Frame, open_source
 
 EVERY = 3
 QUIET = VideoOptions(overlay=False, every=EVERY)
@@ -220,6 +221,39 @@ def test_reading_ahead_is_bounded_and_stops():
     assert len(made) < 12
     with pytest.raises(ZeroDivisionError):
         list(prefetch((1 // n for n in (1, 0)), 3))
+
+
+class Pacing:
+    """Somebody who walks to and fro, as long as wanted; no frame is kept."""
+
+    name, stem, fps, notes = "pacing", "pacing", 25.0, ()
+
+    def __init__(self, count):
+        self.total, self.identity = count, {"frames": count}
+
+    def frames(self, start=0):
+        for i in range(start, self.total):
+            x = 25 + 20 * np.sin(i / 10)
+            yield Frame(i, i / 25, painted({0: (x, 10, x + 20, 55)}, 80, 60))
+
+    replay = frames
+
+
+def test_memory_does_not_grow_with_the_video(bundle, tmp_path):
+    """Of five times as many frames no more is held: neither pictures (14 kB each) nor rows (2 kB each)."""
+
+    def peak(count):
+        predictor = Predictor(bundle, PaintDetector())
+        tracemalloc.start()
+        try:
+            result = predict_video(predictor, Pacing(count), tmp_path / str(count), VideoOptions(True, every=EVERY))
+            assert (result.frames, result.people) == (count, 1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)  # what is loaded once
+    assert peak(300) - peak(60) < 150_000
 
 
 def command(monkeypatch, bundle, *arguments) -> int:

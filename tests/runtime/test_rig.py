@@ -1,5 +1,7 @@
 """The shipped rig against Anny itself, and the fit against motion that is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from vqhps.errors import VqhpsError
 from vqhps.export_rig import quantised_skin
 from vqhps.geometry import rotate
 from vqhps.runtime.rig import Rig, default_faces, default_rig
-from vqhps.runtime.rig_fit import fit, fit_shape
+from vqhps.runtime.rig_fit import fit, fit_rest
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_fit_of_the_rigs_own_meshes_is_exact(rig):
         found.rotations @ found.rotations.transpose(0, 1, 3, 2), [[np.eye(3)] * 31] * 20, atol=1e-5
     )
     np.testing.assert_array_equal(found.rotations[:, ~rig.moves], np.broadcast_to(np.eye(3), (20, 8, 3, 3)))
-    again = fit(rig, vertices[17:], fit_shape(rig, vertices))
+    again = fit(rig, vertices[17:], fit_rest(rig, vertices))
     np.testing.assert_allclose(again.rotations, found.rotations[17:], atol=1e-4)
     assert distance_mm(rig.pose(again.rotations, again.translation, again.rest), vertices[17:]) < 0.5
 
@@ -69,6 +71,20 @@ def test_fit_turns_with_the_meshes(rig):
     a, b = fit(rig, vertices), fit(rig, rotate(turn, vertices).astype(np.float16))
     np.testing.assert_allclose(b.rotations[:, 0], turn @ a.rotations[:, 0], atol=0.01)
     assert np.abs(b.rotations[:, 1:] - a.rotations[:, 1:]).mean() < 0.005
+
+
+def test_what_all_frames_have_in_common_becomes_the_rest_mesh(rig):
+    """A head too narrow for any shape: of many frames nearly all of it is carried, of one half; joints stay."""
+    rng = np.random.default_rng(6)
+    body = rig.rest(rng.normal(0, 1, len(rig.joint_basis)))
+    head = rig.weights[:, rig.names.index("Head")] > 0.99
+    narrow = body.vertices * np.where(head[:, None], [0.8, 1, 1], 1).astype(np.float32)
+    vertices = rig.pose(random_turns(rig, 12, rng), np.zeros((12, 3), np.float32), replace(body, vertices=narrow))
+    many, one = fit(rig, vertices), fit(rig, vertices[:1])
+    assert many.error_mm.mean() < 0.35 * distance_mm(narrow, body.vertices) < one.error_mm.mean()
+    width = np.ptp(body.vertices[head, 0])
+    assert np.ptp(many.rest.vertices[head, 0]) < 0.9 * width < np.ptp(one.rest.vertices[head, 0]) < 0.95 * width
+    np.testing.assert_array_equal(many.rest.joints, rig.rest(many.rest.shape).joints)
 
 
 def test_fit_of_something_else(rig):

@@ -1,4 +1,4 @@
-"""How well and how fast the rig is fitted, on motion of people that no training has seen."""
+"""How well and how fast the rig is fitted: to motion of people that no training has seen, and to predictions."""
 
 import time
 import warnings
@@ -13,7 +13,9 @@ from vqhps.body.anny import anny_body, to_anny_axes
 from vqhps.body.model import canonical
 from vqhps.data.mocap import load_clips
 from vqhps.errors import VqhpsError
-from vqhps.runtime.rig import default_rig
+from vqhps.geometry import rotate
+from vqhps.runtime.animate import Predictions, fit_people
+from vqhps.runtime.rig import Rest, default_rig
 from vqhps.runtime.rig_fit import fit
 from vqhps.runtime.tokenizer import default_tokenizer
 
@@ -84,6 +86,58 @@ def _summary(errors: Float[np.ndarray, "N"]) -> dict[str, Any]:
         "mean_mm": round(float(errors.mean()), 2),
         "p95_mm": round(float(np.quantile(errors, 0.95)), 2),
     }
+
+
+def evaluate_fit(path: Path) -> dict[str, Any]:
+    """Fit the rig to predicted meshes as `vqhps animate` does.
+
+    Args:
+        path: what `vqhps video --vertices` or `vqhps predict` wrote.
+
+    Returns:
+        `mean_mm` and `p95_mm` of the vertex distance to the predicted meshes, over meshes; `parts`: the mean by part of
+        the body; `people`: by number, how many `meshes`, their `mean_mm`, and `offset_mm`, mean length of the offset of
+        the rest mesh from that of the shape; `ms`, wall time a mesh, the fit of the rest pose included, and `cpu_ms`.
+
+    Raises:
+        VqhpsError: the file is no such file.
+    """
+    rig, predictions = default_rig(), Predictions.open(path)
+    fit(rig, rig.rest().vertices[None])  # what is made once
+    wall, cpu = time.perf_counter(), time.process_time()
+    people = {one.person: one for one in fit_people(rig, predictions)}
+    count = len(predictions.frame)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    masks = {"all": np.ones(len(rig.skin_bones), bool), **anny_body("full").parts}
+    shares = np.stack([mask / mask.sum() for mask in masks.values()])
+    errors: dict[int, list[np.ndarray]] = {number: [] for number in people}  # by part
+    for part, meshes in predictions.meshes():
+        for mesh, number, turn, place in zip(
+            meshes.astype(np.float32), predictions.person[part].tolist(), predictions.rotation[part],
+            predictions.translation[part], strict=True,
+        ):  # fmt: skip
+            row = len(errors[number])
+            posed = people[number].vertices(rig, slice(row, row + 1))[0]
+            errors[number].append(1000 * shares @ np.linalg.norm(posed - rotate(turn, mesh) - place, axis=-1))
+    table = np.concatenate(list(errors.values()))
+    return {
+        **_summary(table[:, 0]),
+        "parts": dict(zip(list(masks)[1:], table.mean(0)[1:].round(2).tolist(), strict=True)),
+        "people": {
+            number: {
+                "meshes": len(rows),
+                "mean_mm": round(float(np.mean(rows, 0)[0]), 2),
+                "offset_mm": round(_offset_mm(people[number].rest), 2),
+            }
+            for number, rows in errors.items()
+        },
+        "ms": round(1000 * wall / count, 1),
+        "cpu_ms": round(1000 * cpu / count, 1),
+    }
+
+
+def _offset_mm(rest: Rest) -> float:
+    return float(1000 * np.linalg.norm(rest.vertices - default_rig().rest(rest.shape).vertices, axis=-1).mean())
 
 
 def _inverted(parts: list[Float[np.ndarray, "F V 3"]]) -> dict[str, Any]:

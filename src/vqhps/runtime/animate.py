@@ -21,8 +21,8 @@ from vqhps.runtime.body_motion import (
     write_motion_npz,
 )
 from vqhps.runtime.export_motion import View, write_animation_glb
-from vqhps.runtime.rig import Rig
-from vqhps.runtime.rig_fit import SHAPE_FRAMES, Fit, fit, fit_shape
+from vqhps.runtime.rig import Rest, Rig
+from vqhps.runtime.rig_fit import SHAPE_FRAMES, Fit, fit, fit_rest
 from vqhps.runtime.viewer import write_viewer
 
 _CHUNK = 64  # meshes read at a time
@@ -132,7 +132,7 @@ def _view(path: Path, focal: np.ndarray, size: np.ndarray) -> View:
 def fit_people(
     rig: Rig, predictions: Predictions, advance: Callable[[int], object] = lambda rows: None
 ) -> list[PersonMotion]:
-    """Fit the rig to every person: its one shape to some of its meshes, then its pose to each.
+    """Fit the rig to every person: its one rest pose to some of its meshes, then its pose to each.
 
     Args:
         rig: of the body.
@@ -144,11 +144,11 @@ def fit_people(
     """
     numbers = np.unique(predictions.person)
     rows = {int(p): np.flatnonzero(predictions.person == p) for p in numbers}
-    shapes = _shapes(rig, predictions, rows, advance)
+    rests = _rests(rig, predictions, rows, advance)
     parts: dict[int, list[Fit]] = {number: [] for number in rows}
     for part, meshes in predictions.meshes():
         for number in np.unique(predictions.person[part]).tolist():
-            parts[number].append(fit(rig, meshes[predictions.person[part] == number], shapes[number]))
+            parts[number].append(fit(rig, meshes[predictions.person[part] == number], rests[number]))
         advance(len(meshes))
     people = []
     for number, own in rows.items():
@@ -156,16 +156,16 @@ def fit_people(
             np.concatenate([getattr(f, n) for f in parts[number]]) for n in ("rotations", "translation", "error_mm")
         )
         rotations, translation, error = fields
-        whole = Fit(rotations, translation, parts[number][0].rest, error)
+        whole = Fit(rotations, translation, parts.pop(number)[0].rest, error)
         where = (predictions.rotation[own], predictions.translation[own])
         people.append(PersonMotion.placed(whole, number, predictions.frame[own], predictions.time[own], *where))
     return people
 
 
-def _shapes(
+def _rests(
     rig: Rig, predictions: Predictions, rows: dict[int, np.ndarray], advance: Callable[[int], object]
-) -> dict[int, np.ndarray]:
-    """The shape of each person, from meshes spread over its frames."""
+) -> dict[int, Rest]:
+    """The rest pose of each person, from meshes spread over its frames."""
     wanted = {
         number: own[np.unique(np.linspace(0, len(own) - 1, SHAPE_FRAMES).astype(int))] for number, own in rows.items()
     }
@@ -175,7 +175,7 @@ def _shapes(
             inside = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
             kept[number] += list(meshes[inside])
         advance(len(meshes))
-    return {number: fit_shape(rig, np.stack(meshes)) for number, meshes in kept.items()}
+    return {number: fit_rest(rig, np.stack(meshes)) for number, meshes in kept.items()}
 
 
 @dataclass(frozen=True)

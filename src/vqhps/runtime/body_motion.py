@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ SCHEMA = 1
 """Version of the JSON and NPZ layouts."""
 
 _CENTIMETRES = 100.0  # in a metre: the unit of BVH files
+_ROWS = 500  # of a JSON array written at a time
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def write_motion_npz(path: Path, people: Sequence[PersonMotion], rig: Rig) -> No
         "shape": np.stack([p.rest.shape for p in people]),
         "phenotypes": np.array([list(rig.phenotypes(p.rest.shape).values()) for p in people], np.float32),
         "rest_joints": np.stack([p.rest.joints for p in people]),
+        "rest_vertices": np.stack([p.rest.vertices for p in people]).astype(np.float32),
         "bones": np.array(rig.names),
         "parents": np.array(rig.parents, np.int32),
         "phenotype_names": np.array(rig.phenotype_names),
@@ -143,38 +145,51 @@ def write_motion_npz(path: Path, people: Sequence[PersonMotion], rig: Rig) -> No
 
 
 def write_motion_json(path: Path, people: Sequence[PersonMotion], rig: Rig) -> None:
-    """Write all parameters, rotations as quaternions w, x, y, z."""
+    """Write all parameters, rotations as quaternions w, x, y, z; some frames at a time."""
 
-    def entry(person: PersonMotion) -> dict[str, Any]:
-        return {
+    def entry(file: TextIO, person: PersonMotion) -> None:
+        head = {
             "person": person.person,
             "phenotypes": plain(rig.phenotypes(person.rest.shape)),
             "shape": plain(person.rest.shape),
             "rest_joints": plain(person.rest.joints),
-            "frame": person.frames.tolist(),
-            "time": plain(person.times),
-            "rotations": plain(person.quaternions()),
-            "translation": plain(person.translation),
-            "error_mm": plain(person.error_mm),
         }
+        file.write(json.dumps(head)[:-1])
+        rows = {
+            "frame": person.frames,
+            "time": person.times,
+            "rotations": person.quaternions(),
+            "translation": person.translation,
+            "error_mm": person.error_mm,
+        }
+        for name, values in rows.items():
+            file.write(f', "{name}": [')
+            for start in range(0, len(values), _ROWS):
+                file.write((", " if start else "") + json.dumps(plain(values[start : start + _ROWS]))[1:-1])
+            file.write("]")
+        file.write("}")
 
-    bones = {"bones": list(rig.names), "parents": list(rig.parents)}
-    content = {"schema": SCHEMA, **bones, "people": [entry(person) for person in people]}
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    head = {"schema": SCHEMA, "bones": list(rig.names), "parents": list(rig.parents)}
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(head)[:-1] + ', "people": [')
+        for number, person in enumerate(people):
+            file.write(", " if number else "")
+            entry(file, person)
+        file.write("]}\n")
 
 
 def write_joints_csv(path: Path, people: Sequence[PersonMotion], rig: Rig) -> None:
     """Write the heads of the bones, m, camera axes: one line a person and frame, sorted by frame, then person."""
-    rows = []
-    for person in people:
-        joints = person.joints(rig).reshape(len(person.frames), -1)
-        for frame, time, values in zip(person.frames.tolist(), person.times.tolist(), joints, strict=True):
-            rows.append((frame, person.person, f"{time:.5f}", [f"{value:.5f}" for value in values]))
+    frames = np.concatenate([p.frames for p in people])
+    times = np.concatenate([p.times for p in people])
+    numbers = np.repeat([p.person for p in people], [len(p.frames) for p in people])
+    joints = np.concatenate([p.joints(rig).reshape(len(p.frames), -1) for p in people])
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["frame", "time", "person", *(f"{name}_{axis}" for name in rig.names for axis in "xyz")])
-        table.writerows([frame, time, number, *values] for frame, number, time, values in sorted(rows))
+        for row in np.lexsort([numbers, frames]):
+            places = (f"{value:.5f}" for value in joints[row])
+            table.writerow([frames[row], f"{times[row]:.5f}", numbers[row], *places])
 
 
 def write_bvh(path: Path, person: PersonMotion, rig: Rig, timeline: Timeline) -> None:
@@ -192,11 +207,11 @@ def write_bvh(path: Path, person: PersonMotion, rig: Rig, timeline: Timeline) ->
     local[:, 0] = y_up(local[:, 0].transpose(0, 2, 1)).transpose(0, 2, 1)
     angles = np.unwrap(np.degrees(euler_zxy(local[:, order])), period=360, axis=0)
     values = np.concatenate([_CENTIMETRES * y_up(person.translation), angles.reshape(len(local), -1)], 1)
-    lines += ["MOTION", f"Frames: {len(timeline.frames)}", f"Frame Time: {timeline.step:.8f}"]
-    texts = [" ".join(f"{value:.5f}" for value in row) for row in values]
-    lines += [texts[i] for i in timeline.held(person)]
-    with whole_file(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
+    lines += ["MOTION", f"Frames: {len(timeline.frames)}", f"Frame Time: {timeline.step:.8f}", ""]
+    with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as file:
+        file.write("\n".join(lines))
+        for row in timeline.held(person):
+            file.write(" ".join(f"{value:.5f}" for value in values[row]) + "\n")
 
 
 def _hierarchy(lines: list[str], rig: Rig, rest: Rest, bone: int, depth: int) -> list[int]:

@@ -69,7 +69,7 @@ def _write(
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 with (scratch / name).open("rb") as column:
-                    shutil.copyfileobj(column, member, 1 << 20)
+                    shutil.copyfileobj(column, member, 1 << 16)
         for name, value in singles.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                 np.lib.format.write_array(member, np.asarray(value))

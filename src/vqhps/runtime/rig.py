@@ -36,7 +36,7 @@ class Rest:
 
     Attributes:
         shape: (n,) coefficients that it has.
-        vertices: (V, 3).
+        vertices: (V, 3) of this shape, or near it.
         joints: (K, 3) heads of the bones.
         tips: (L, 3) ends of the bones without children.
     """
@@ -122,12 +122,15 @@ class Rig:
     def rest(self, shape: np.ndarray | None = None) -> Rest:
         """The rest pose of a shape (n,); of the mean one by default."""
         shape = np.zeros(len(self._basis), np.float32) if shape is None else np.asarray(shape, np.float32)
-        rows, shares = self._spread
-        moved = np.tensordot(shape, self._basis, 1)
-        vertices = self._template + np.einsum("vn,vni->vi", shares, moved[rows])
+        vertices = self._template + self.follow(np.tensordot(shape, self._basis, 1))
         joints = self._joints + np.tensordot(shape, self._joint_basis, 1)
         count = len(self.names)
         return Rest(shape, vertices, joints[:count], joints[count:])
+
+    def follow(self, moved: np.ndarray) -> np.ndarray:
+        """How the vertices (V, 3) of the rest pose move when the `controls` move by (C, 3)."""
+        rows, shares = self._spread
+        return np.einsum("vn,vni->vi", shares, moved[rows])
 
     def phenotypes(self, shape: np.ndarray) -> dict[str, float]:
         """Age, gender, ... of a shape (n,), each from 0 to 1 as Anny has them: a quadratic regression."""

@@ -3,12 +3,13 @@
 The first guess turns each bone by the weighted Procrustes fit of the vertices that follow it. Each Gauss-Newton step
 then solves for small turns of all bones about their heads and for the root's position together, on some frames for the
 shape as well; what a turn of a bone does to a vertex is its cross product with a lever, so that all the sums a step
-needs are in one Gram matrix. Only the bones that the rig says move are turned.
+needs are in one Gram matrix. Only the bones that the rig says move are turned. What then is left in all frames alike,
+turned back to the rest pose, becomes an offset of the person's rest mesh; the joints stay those of its shape.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,10 +21,11 @@ SHAPE_FRAMES = 16
 """Meshes of a person that its shape is fitted to, at most."""
 
 _BATCH = 16  # frames at a time, to bound the memory
-_STEPS = 3  # of Gauss-Newton from the closed form, the shape being known
-_SHAPE_STEPS = 4  # with the shape to be found
-_DAMPING = 1e-7  # m^2 for each unit of weight: holds bones that the vertices say little of
-_SHAPE_RIDGE = 1e-7  # m^2: the pull of a coefficient of the shape, of unit variance, to zero
+_STEPS = 5  # of Gauss-Newton from the closed form, the shape being known
+_SHAPE_STEPS = 6  # with the shape to be found
+_DAMPING = 1e-5  # m^2 for each unit of weight: without it, bones that the vertices say little of are turned too far
+_SHAPE_RIDGE = 0.2  # of the mean square distance left: the pull of a coefficient, of unit variance, to zero
+_OFFSET_RIDGE = 1.0  # frames: so many without any offset are put beside those seen
 _FARTHEST = 1e5  # m
 
 
@@ -45,8 +47,8 @@ class Fit:
     error_mm: np.ndarray
 
 
-def fit_shape(rig: Rig, vertices: np.ndarray) -> np.ndarray:
-    """The shape (n,) of a person from meshes in different poses.
+def fit_rest(rig: Rig, vertices: np.ndarray) -> Rest:
+    """The rest pose of a person from meshes in different poses: a shape of the rig, and an offset of the vertices.
 
     Args:
         rig: of the body.
@@ -58,34 +60,36 @@ def fit_shape(rig: Rig, vertices: np.ndarray) -> np.ndarray:
     _check(rig, vertices)
     chosen = np.unique(np.linspace(0, len(vertices) - 1, SHAPE_FRAMES).round().astype(int))
     points, _ = _points(rig, vertices[chosen])
-    bones = _Bones(rig)
-    shape = np.zeros(len(rig.joint_basis), np.float32)
-    turn, root = bones.closed_form(points, shape)
+    bones, rest = _Bones(rig), rig.rest()
+    turn, root = bones.closed_form(points, rest)
     for _ in range(_SHAPE_STEPS):
-        turn, root, shape = bones.step(points, turn, root, shape, reshape=True)
-    return shape
+        turn, root, shape = bones.step(points, turn, root, rest, reshape=True)
+        rest = rig.rest(shape)
+    for _ in range(_STEPS):
+        turn, root, _ = bones.step(points, turn, root, rest)
+    return replace(rest, vertices=rest.vertices + rig.follow(bones.offset(points, turn, root, rest)))
 
 
-def fit(rig: Rig, vertices: np.ndarray, shape: np.ndarray | None = None) -> Fit:
+def fit(rig: Rig, vertices: np.ndarray, rest: Rest | None = None) -> Fit:
     """Pose a rigged body like meshes of one person.
 
     Args:
         rig: of the body.
         vertices: (F, V, 3) m, in any axes, of any float type; F >= 1.
-        shape: (n,) of the person, where it is known from other frames; by default of these.
+        rest: of the person, where it is known from other frames; by default of these.
 
     Raises:
         VqhpsError: another body, or vertices that are not finite.
     """
     _check(rig, vertices)
-    rest = rig.rest(fit_shape(rig, vertices) if shape is None else shape)
+    rest = fit_rest(rig, vertices) if rest is None else rest
     bones = _Bones(rig)
     parts = []
     for i in range(0, len(vertices), _BATCH):
         points, mean = _points(rig, vertices[i : i + _BATCH])
-        turn, root = bones.closed_form(points, rest.shape)
+        turn, root = bones.closed_form(points, rest)
         for _ in range(_STEPS):
-            turn, root, _ = bones.step(points, turn, root, rest.shape)
+            turn, root, _ = bones.step(points, turn, root, rest)
         rotations, translation = bones.local(turn), (root + mean).astype(np.float32)
         offset = rig.pose(rotations, translation, rest) - vertices[i : i + _BATCH]
         error = 1000 * np.sqrt(np.einsum("fvi,fvi->fv", offset, offset)).mean(1)
@@ -131,25 +135,24 @@ class _Bones:
         share = rig.control_weights / rig.control_weights.sum()
         self.share = share.astype(np.float32)
 
-    def rest(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _at(self, rest: Rest) -> tuple[np.ndarray, np.ndarray]:
         """Rest vertices (C, 3) and heads (K, 3)."""
-        rest = self.rig.rest(shape)
         return rest.vertices[self.rig.controls], rest.joints[self.kept]
 
-    def closed_form(self, points: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def closed_form(self, points: np.ndarray, body: Rest) -> tuple[np.ndarray, np.ndarray]:
         """Turns (F, K, 3, 3) of the bones from the rest pose, each for itself, and the root's place (F, 3)."""
-        rest, _ = self.rest(shape)
+        rest, _ = self._at(body)
         weight = self.weights * self.share
         total = np.maximum(weight.sum(1), 1e-9)[:, None]
         outer = np.einsum("fpi,pj->fpij", points, rest).reshape(*points.shape[:2], 9)
         moment = ((weight / total) @ outer).reshape(len(points), len(self.kept), 3, 3)
         means = (weight / total) @ points, (weight / total) @ rest
         turn = nearest_rotation(moment - np.einsum("fki,kj->fkij", *means)).astype(np.float32)
-        return turn, self.recentred(points, turn, shape)
+        return turn, self.recentred(points, turn, body)
 
-    def recentred(self, points: np.ndarray, turn: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    def recentred(self, points: np.ndarray, turn: np.ndarray, rest: Rest) -> np.ndarray:
         """The root's place (F, 3) that fits best with these turns."""
-        posed = self._levers(turn, np.zeros((len(points), 3), np.float32), *self.rest(shape))[0].sum(1)
+        posed = self._levers(turn, np.zeros((len(points), 3), np.float32), *self._at(rest))[0].sum(1)
         return np.einsum("p,fip->fi", self.share, points.transpose(0, 2, 1) - posed)
 
     def _levers(
@@ -162,22 +165,30 @@ class _Bones:
         return (placed.reshape(*turn.shape[:3], -1) + offset[..., None]) * self.weights[:, None], head
 
     def step(
-        self, points: np.ndarray, turn: np.ndarray, root: np.ndarray, shape: np.ndarray, reshape: bool = False
+        self, points: np.ndarray, turn: np.ndarray, root: np.ndarray, rest: Rest, reshape: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One Gauss-Newton step of all turns, the root's place and, with `reshape`, the one shape of all frames."""
-        rest, joints = self.rest(shape)
-        parts, head = self._levers(turn, root, rest, joints)
+        joints = rest.joints[self.kept]
+        parts, head = self._levers(turn, root, *self._at(rest))
         lever = self._with_descendants(parts.copy(), 1) - self.below[:, None] * head[..., None]
         fields = [points.transpose(0, 2, 1) - parts.sum(1)]
         if reshape:
             basis = zip(self.rig.control_basis, self.rig.joint_basis[:, self.kept], strict=True)
             fields += [self._levers(turn, 0 * root, *column)[0].sum(1) for column in basis]
-        delta, change = _solve(lever, np.stack(fields, 1), self.share, shape)
+        delta, change = _solve(lever, np.stack(fields, 1), self.share, rest.shape)
         small = matrix_from_vector(delta[:, :-1]).astype(np.float32)
         local = self._relative(turn, small @ turn)
         local = local @ (1.5 * np.eye(3, dtype=np.float32) - 0.5 * local.transpose(0, 1, 3, 2) @ local)  # or it drifts
         turned = forward_kinematics(self.parents, local, root, joints)[0]
-        return turned, root + delta[:, -1].astype(np.float32), shape + change.astype(np.float32)
+        return turned, root + delta[:, -1].astype(np.float32), rest.shape + change.astype(np.float32)
+
+    def offset(self, points: np.ndarray, turn: np.ndarray, root: np.ndarray, rest: Rest) -> np.ndarray:
+        """How the rest vertices (C, 3) have to be moved so that the posed ones fit best; pulled to zero."""
+        parts, _ = self._levers(turn, root, *self._at(rest))
+        left = points.transpose(0, 2, 1) - parts.sum(1)
+        blended = np.einsum("kc,fkij->fcij", self.weights, turn)
+        normal = np.einsum("fcij,fcik->cjk", blended, blended) + _OFFSET_RIDGE * np.eye(3)
+        return np.linalg.solve(normal, np.einsum("fcij,fic->cj", blended, left)[..., None])[..., 0].astype(np.float32)
 
     def _relative(self, turn: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
         """Rotations relative to the parents, of `new` turns relative to `turn` of the parents."""
@@ -242,8 +253,8 @@ def _solve(
     if fields.shape[1] > 1:
         with_fields = gram[:, n:-1, n:-1].reshape(frames, fields.shape[1], 3, -1, 3)
         left = np.einsum("fajbj->ab", with_fields) - np.einsum("fra,frb->ab", right, solved)
-        pulled = left[1:, 1:] + _SHAPE_RIDGE * np.eye(len(shape))
-        change = np.linalg.solve(pulled, left[1:, 0] - _SHAPE_RIDGE * shape)
+        ridge = _SHAPE_RIDGE * left[0, 0] / frames
+        change = np.linalg.solve(left[1:, 1:] + ridge * np.eye(len(shape)), left[1:, 0] - ridge * shape)
         pose = pose - solved[..., 1:] @ change
     return pose.reshape(frames, count + 1, 3), change
 
