@@ -26,7 +26,6 @@ from vqhps import cli
 from vqhps.app.sessions import Sessions
 from vqhps.app.work import Limits, Worker
 from vqhps.errors import VqhpsError
-from vqhps.runtime import download
 from vqhps.runtime.detect import BoxDetector
 
 VERTICES = 13718  # of the shipped body
@@ -52,10 +51,6 @@ class Served:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory) -> Iterator[Served]:
-    try:
-        download.blazepose_models()
-    except download.DownloadError as error:
-        pytest.skip(f"the detector's models are not cached and cannot be fetched here: {error}")
     folder = tmp_path_factory.mktemp("tmp")
     environment = {**os.environ, "TMPDIR": str(folder), "MPLCONFIGDIR": str(tmp_path_factory.mktemp("mpl"))}
     command = [sys.executable, "-c", _SERVER, str(free_port())]

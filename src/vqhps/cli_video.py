@@ -42,7 +42,7 @@ class Video:
     def run(self) -> int:
         """Print the files; exit code 130 after Ctrl-C."""
         from vqhps.runtime.bundle import Bundle, default_bundle
-        from vqhps.runtime.detect import BlazePoseDetector
+        from vqhps.runtime.detect import PersonDetector
         from vqhps.runtime.motion_files import VideoOptions, predict_video
         from vqhps.runtime.predictor import Predictor
         from vqhps.runtime.video import Webcam, open_source
@@ -50,7 +50,7 @@ class Video:
         source = open_source(self.video, self.fps)
         bundle = default_bundle(1) if self.bundle is None else Bundle.load(self.bundle, 1)
         options = VideoOptions(self.vertices, self.overlay, self.smooth, self.detect_every, self.focal)
-        predictor = Predictor(bundle, BlazePoseDetector(threads=1))
+        predictor = Predictor(bundle, PersonDetector(threads=1))
         stop = source.stop if isinstance(source, Webcam) else None
         chunks = self.out / f"{source.stem}.chunks"
         try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from vqhps.errors import VqhpsError
 from vqhps.runtime import export_mesh, render
-from vqhps.runtime.detect import BlazePoseDetector, Detection, Detector
+from vqhps.runtime.detect import Detection, Detector, PersonDetector
 from vqhps.runtime.files import Outputs, write_outputs
 from vqhps.runtime.photo import read_photo
 from vqhps.runtime.predictor import Prediction, Predictor
@@ -111,13 +111,13 @@ class Worker:
         Args:
             bundle: its folder; the shipped one by default.
             limits: of a file.
-            detector: finds the people; BlazePose by default.
+            detector: finds the people; the shipped one by default.
 
         Raises:
             VqhpsError: the bundle or the detector cannot be loaded.
         """
         self.limits = limits
-        self._detector = detector or BlazePoseDetector(max_people=limits.people)
+        self._detector = detector or PersonDetector(max_people=limits.people)
         self._predictor = Predictor(bundle, self._find)
         self._pool = ThreadPoolExecutor(1, "vqhps")
         self._stages = Stages()
