@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from skimage import data
 
-
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -205,7 +205,7 @@ def trace(graph: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], 
 
 
 def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
-    """Store large single-precision tensors in half precision, and the largest matrices in eight bits with a scale a row.
+    """Store large single-precision tensors in half precision, the largest matrices in eight bits with a scale a row.
 
     Each is followed by the way back to single precision, which runtimes fold while loading.
 

@@ -12,8 +12,8 @@ from skimage import data
 from tiny_bundle import write_bundle
 from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
-from vqhps.evaluation.card import record_metrics
 from vqhps.evaluation.blazepose import KEYPOINT_NAMES, PoseLandmarkModel
+from vqhps.evaluation.card import record_metrics
 from vqhps.evaluation.coco import draw_worst, evaluate_coco, labelled_people
 from vqhps.evaluation.run import Bodies, bundle_model
 from vqhps.geometry import crop_from_box, crop_to_full

@@ -13,7 +13,7 @@ import pytest
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.detector import evaluate_detector
 from vqhps.runtime import download
-from vqhps.runtime.detect import BoxDetector, Detection, PersonDetector, box_iou, nms, read_boxes
+from vqhps.runtime.detect import BoxDetector, PersonDetector, box_iou, nms, read_boxes
 from vqhps.runtime.nanodet import BINS, NanoDet, decode
 
 COCO_FREE = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "coco_free"

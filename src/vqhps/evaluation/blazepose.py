@@ -105,9 +105,7 @@ def roi_from_box(box: Float[np.ndarray, "4"]) -> Roi:
     return Roi((box[:2] + box[2:]) / 2, ROI_SCALE * float((box[2:] - box[:2]).max()))
 
 
-def sample_roi(
-    image: UInt8[np.ndarray, "H W 3"], roi: Roi, size: int
-) -> UInt8[np.ndarray, "size size 3"]:
+def sample_roi(image: UInt8[np.ndarray, "H W 3"], roi: Roi, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Resample the square `roi` of an image to `size` x `size` px; outside repeats the image's edge."""
     step = roi.size / size
     source = roi
@@ -125,7 +123,9 @@ def sample_roi(
     matrix = source.matrix()
     pixels = np.hstack([matrix[:, :2] / size, matrix[:, 2:]])  # target px -> source px, continuous
     pixels[:, 2] += pixels[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV puts pixel centres at integers
-    return cv2.warpAffine(image, pixels, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        image, pixels, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 @contextlib.contextmanager

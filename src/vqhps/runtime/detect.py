@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import cv2
 import numpy as np
 
+from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
 from vqhps.runtime.nanodet import NanoDet
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
-_LONG_SIDES = (640, 320)  # px of the two looks: small people, and those who fill the photo
-_AROUND, _AROUND_SIDE = 2.0, 256  # a closer look: its side over the long side of the box, and in px
-_FAINT, _STAYED = 0.15, 0.4  # least score of whom one knows to be there, and overlap with where they should be
+_LONG_SIDES = (640, 384)  # px of the two looks: small people, and those who fill the photo
+_MULTIPLE = 32  # of the sides of what the network looks at, px
+_POSSIBLE, _SURE = 0.3, 0.6  # scores below which nobody is, and from which no closer look is needed
+_CLOSER, _CLOSER_SIDE, _MOST_CLOSER = 2.0, 256, 8  # a closer look: side over that of the box, px, number at most
+_SAME = 0.5  # overlap of a box and what the closer look finds there
+_CONTAINED = 0.8  # share of a box in a better one from which it is a part of that person
+_STAYED = 0.4  # overlap of a person and where they should be
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,19 @@ def box_iou(a: Float[np.ndarray, "A 4"], b: Float[np.ndarray, "B 4"]) -> Float[n
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
-def nms(boxes: Float[np.ndarray, "N 4"], scores: Float[np.ndarray, "N"], iou: float) -> list[int]:
-    """Greedy non-maximum suppression: indices of boxes by falling score, none that overlaps a better one by more."""
-    order, kept = np.argsort(-np.asarray(scores), kind="stable"), []
-    overlap = box_iou(boxes, boxes)
+def nms(
+    boxes: Float[np.ndarray, "N 4"], scores: Float[np.ndarray, "N"], iou: float, contained: float = 1.0
+) -> list[int]:
+    """Greedy non-maximum suppression: indices of boxes by falling score, none that overlaps a better one by more than
+    `iou`, or more than whose share `contained` lies in a better one."""
+    boxes, order, kept = np.asarray(boxes, float).reshape(-1, 4), np.argsort(-np.asarray(scores), kind="stable"), []
     while order.size:
-        kept.append(int(order[0]))
-        order = order[1:][overlap[order[0], order[1:]] <= iou]
+        best, order = order[0], order[1:]
+        kept.append(int(best))
+        rest = boxes[order]
+        shared = np.clip(np.minimum(rest[:, 2:], boxes[best, 2:]) - np.maximum(rest[:, :2], boxes[best, :2]), 0, None)
+        inside = shared.prod(1) > contained * (rest[:, 2:] - rest[:, :2]).prod(1)
+        order = order[(box_iou(boxes[best], rest)[0] <= iou) & ~inside]
     return kept
 
 
@@ -111,13 +123,16 @@ def _checked_boxes(boxes: Any, source: str) -> Float[np.ndarray, "N 4"]:
 
 
 class PersonDetector:
-    """The shipped detector: NanoDet-g looks at the whole photo in two sizes. Not thread-safe: one object a thread."""
+    """The shipped detector. Not thread-safe: one object a thread.
 
-    def __init__(self, score_threshold: float = 0.4, nms_iou: float = 0.6, max_people: int = 20, threads: int = 2):
+    NanoDet-g looks at the whole photo in two sizes, and once more, closer, at everybody it is not sure of.
+    """
+
+    def __init__(self, score_threshold: float = 0.4, nms_iou: float = 0.55, max_people: int = 20, threads: int = 2):
         """Load the model.
 
         Args:
-            score_threshold: least score of a person, in (0,1).
+            score_threshold: least score of a person, in [0.3, 1).
             nms_iou: boxes that overlap more are one person.
             max_people: in an image at most, best first.
             threads: of the model.
@@ -125,35 +140,69 @@ class PersonDetector:
         Raises:
             VqhpsError: a setting is out of range, or the model is missing.
         """
-        if not 0 < score_threshold < 1 or not 0 < nms_iou <= 1:
-            raise VqhpsError(f"score_threshold {score_threshold} must be in (0, 1), nms_iou {nms_iou} in (0, 1]")
+        if not _POSSIBLE <= score_threshold < 1 or not 0 < nms_iou <= 1:
+            raise VqhpsError(
+                f"score_threshold {score_threshold} must be in [{_POSSIBLE}, 1), nms_iou {nms_iou} in (0, 1]"
+            )
         self.score_threshold, self.nms_iou, self.max_people = score_threshold, nms_iou, max_people
         self._model = NanoDet(threads)
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
         """Return the people of an RGB image, best first."""
         _check_image(image)
-        looks = [self._model(image, side, self.score_threshold) for side in _LONG_SIDES]
+        looks = [self._look(image, side) for side in _LONG_SIDES]
         boxes, scores = (np.concatenate(part) for part in zip(*looks, strict=True))
-        kept = nms(boxes, scores, self.nms_iou)[: self.max_people]
-        return [Detection(boxes[i], float(scores[i])) for i in kept]
+        kept = nms(boxes, scores, self.nms_iou)
+        boxes, scores = boxes[kept], scores[kept]
+        unsure = np.flatnonzero(scores < _SURE)[:_MOST_CLOSER]
+        closer = self._closer(image, boxes[unsure], _SAME)
+        scores[unsure] /= 2
+        for index, found in zip(unsure, closer, strict=True):
+            if found is not None:
+                boxes[index] = (boxes[index] + found.box) / 2
+                scores[index] += found.score / 2
+        people = np.flatnonzero(scores >= self.score_threshold)
+        kept = nms(boxes[people], scores[people], self.nms_iou, _CONTAINED)[: self.max_people]
+        return [Detection(boxes[i], float(scores[i])) for i in people[kept]]
 
     def follow(self, image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Detection | None:
         """The person at about a box (xyxy px), by a closer look there; `None` if there is nobody."""
         _check_image(image)
-        height, width = image.shape[:2]
-        center, reach = (box[:2] + box[2:]) / 2, _AROUND / 2 * float((box[2:] - box[:2]).max())
-        low = np.clip(np.floor(center - reach), 0, (width, height)).astype(int)
-        high = np.clip(np.ceil(center + reach), 0, (width, height)).astype(int)
-        if (high - low).min() < 1:
-            return None
-        boxes, scores = self._model(image[low[1] : high[1], low[0] : high[0]], _AROUND_SIDE, _FAINT)
-        boxes = boxes + np.tile(low, 2)
-        overlap = box_iou(box, boxes)[0]
-        if not (overlap >= _STAYED).any():
-            return None
-        best = int(np.argmax(np.where(overlap >= _STAYED, scores * overlap, 0)))
-        return Detection(boxes[best], float(scores[best]))
+        (found,) = self._closer(image, np.asarray(box, float)[None], _STAYED)
+        return found if found is not None and found.score >= _POSSIBLE else None
+
+    def _look(
+        self, image: UInt8[np.ndarray, "H W 3"], long_side: int
+    ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"]]:
+        """Boxes, cut at the image, and scores of all who are possible, in the image scaled to `long_side` px."""
+        size = np.array(image.shape[1::-1])
+        scale = long_side / size.max()
+        small = np.maximum(_MULTIPLE, np.round(size * scale / _MULTIPLE).astype(int) * _MULTIPLE)
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        pixels = cv2.resize(image, (int(small[0]), int(small[1])), interpolation=way)
+        ((boxes, scores),) = self._model(pixels[None], _POSSIBLE)
+        boxes = np.clip(boxes * np.tile(size / small, 2), 0, np.tile(size, 2))
+        whole = (boxes[:, 2:] - boxes[:, :2]).min(1) >= 1
+        return boxes[whole], scores[whole]
+
+    def _closer(
+        self, image: UInt8[np.ndarray, "H W 3"], boxes: Float[np.ndarray, "N 4"], overlap: float
+    ) -> list[Detection | None]:
+        """Who is at each box in a closer look, if anybody possible overlaps it by `overlap` or more."""
+        if not len(boxes):
+            return []
+        centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, _CLOSER * (boxes[:, 2:] - boxes[:, :2]).max(1)
+        squares = [crop_image(image, c, float(s), _CLOSER_SIDE) for c, s in zip(centers, sides, strict=True)]
+        result: list[Detection | None] = []
+        for box, center, side, (found, scores) in zip(
+            boxes, centers, sides, self._model(np.stack(squares), _POSSIBLE / 2), strict=True
+        ):
+            found = found * (side / _CLOSER_SIDE) + np.tile(center - side / 2, 2)
+            found = np.clip(found, 0, np.tile(image.shape[1::-1], 2))
+            fits = box_iou(box, found)[0] >= overlap
+            best = int(np.argmax(np.where(fits, scores, -1))) if fits.any() else None
+            result.append(None if best is None else Detection(found[best], float(scores[best])))
+        return result
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from vqhps.errors import VqhpsError
@@ -21,7 +20,6 @@ STRIDES = (8, 16, 32)
 BINS = 11
 """Of each distribution: a side of the box lies 0 to 10 strides from the cell's centre."""
 
-_MULTIPLE = STRIDES[-1]
 _MODEL = Path(__file__).parents[1] / "bundles" / "detector" / "model.onnx"
 
 
@@ -40,26 +38,24 @@ class NanoDet:
             raise VqhpsError(f"the person detector {path} cannot be loaded ({error}): install vqhps again") from error
 
     def __call__(
-        self, image: UInt8[np.ndarray, "H W 3"], long_side: int, threshold: float
-    ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"]]:
-        """Look at an image once.
+        self, images: UInt8[np.ndarray, "N H W 3"], threshold: float
+    ) -> list[tuple[Float[np.ndarray, "P 4"], Float[np.ndarray, "P"]]]:
+        """Look at images once.
 
         Args:
-            image: RGB.
-            long_side: px to which the image is scaled; both sides are rounded to multiples of 32.
+            images: RGB, sides multiples of 32; people of 20 px and more are found.
             threshold: least score.
 
         Returns:
-            Boxes, xyxy px, cut at the image, and scores in [0,1], before suppression.
+            Of each image, boxes, xyxy px, and scores in [0,1], before suppression.
         """
-        height, width = image.shape[:2]
-        scale = long_side / max(height, width)
-        small = tuple(max(_MULTIPLE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in (width, height))
-        pixels = cv2.resize(image, small, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        maps = self._session.run(None, {"image": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
-        boxes, scores = zip(*(decode(m[0], s, threshold) for m, s in zip(maps, STRIDES, strict=True)), strict=True)
-        full = np.array([width, height] * 2)
-        return np.clip(np.concatenate(boxes) * (full / (small * 2)), 0, full), np.concatenate(scores)
+        grids = self._session.run(None, {"image": images.transpose(0, 3, 1, 2).astype(np.float32)})
+        found = []
+        for levels in zip(*grids, strict=True):
+            parts = [decode(cells, stride, threshold) for cells, stride in zip(levels, STRIDES, strict=True)]
+            boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+            found.append((boxes, scores))
+        return found
 
 
 def decode(
