@@ -157,7 +157,7 @@ def nanodet(weights: dict[str, Float[np.ndarray, "..."]]) -> onnx.ModelProto:
     for stride, level in zip(STRIDES, (fine, middle, coarse), strict=True):
         name = f"stride_{stride}"
         graph.nodes.append(helper.make_node("Identity", [graph.convolution(graph.active(level), rows=rows)], [name]))
-        sizes = ["N", len(rows), f"H/{stride}", f"W/{stride}"]
+        sizes: list[str | int | None] = ["N", len(rows), f"H/{stride}", f"W/{stride}"]
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])
     proto = helper.make_graph(graph.nodes, "nanodet-g", [image], outputs, graph.constants)
