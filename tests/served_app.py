@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from vqhps.runtime import download
 
 _SERVER = "import sys; from vqhps.cli import main; sys.exit(main(['app', '--port', sys.argv[1]]))"
 PATIENCE = 120  # s
@@ -42,10 +41,6 @@ class Served:
 @contextlib.contextmanager
 def serve(folders: pytest.TempPathFactory) -> Iterator[Served]:
     """Run the app with its temporary files in a folder of their own, which must be empty when it ends."""
-    try:
-        download.blazepose_models()
-    except download.DownloadError as error:
-        pytest.skip(f"the detector's models are not cached and cannot be fetched here: {error}")
     folder = folders.mktemp("tmp")
     environment = {**os.environ, "TMPDIR": str(folder), "MPLCONFIGDIR": str(folders.mktemp("mpl"))}
     command = [sys.executable, "-c", _SERVER, str(_free_port())]

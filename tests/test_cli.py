@@ -162,7 +162,7 @@ def test_bench(photo, bundle, tmp_path, capsys, monkeypatch):
 
     found = detect.BoxDetector([[60.0, 20.0, 130.0, 150.0]])
     monkeypatch.setattr(bench, "Predictor", lambda chosen, _=None: Predictor(chosen, found))
-    monkeypatch.setattr(bench, "BlazePoseDetector", lambda threads: found)
+    monkeypatch.setattr(bench, "PersonDetector", lambda threads: found)
     clip = encode(tmp_path / "clip.mp4", [np.full((180, 200, 3), 90, np.uint8)] * 9)
     assert cli.main(["bench", "predict", str(photo), "--videos", str(clip), "--runs", "2", *bundle]) == 0
     timings = json.loads(capsys.readouterr().out)

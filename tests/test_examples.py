@@ -11,18 +11,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from vqhps.runtime import download
-
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-
-
-@pytest.fixture(scope="module")
-def detector():
-    try:
-        download.blazepose_models()
-    except download.DownloadError as error:
-        pytest.skip(f"the detector is not cached and cannot be fetched here: {error}")
 
 
 @pytest.fixture
@@ -44,12 +34,12 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_predict_photo(detector, folder):
+def test_predict_photo(folder):
     line = r"[0-9.]+ m away, [+-]\d\.\d m right, [+-]\d\.\d m down; vertices \(13718, 3\)\n"
     assert re.fullmatch(line, run("predict_photo.py", folder))
 
 
-def test_predict_folder(detector, folder):
+def test_predict_folder(folder):
     good, bad = run("predict_folder.py", folder).splitlines()
     assert good == "astronaut.jpg: 1 found, 6 files" and len(list((folder / "out").iterdir())) == 6
     assert "broken.jpg is not an image" in bad
@@ -84,7 +74,7 @@ def test_shipped_recipes_fit_their_settings():
         load_yaml(of.get(path.stem, ImageTrainingConfig), path)
 
 
-def test_follow_video(detector, tmp_path):
+def test_follow_video(tmp_path):
     from moving_people import encode
 
     astronaut = data.astronaut()

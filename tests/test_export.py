@@ -127,6 +127,23 @@ def test_large_tables_of_row_numbers_are_stored_in_32_bits(tmp_path):
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], x[:, rows])
 
 
+def test_the_largest_matrices_are_stored_in_eight_bits(tmp_path):
+    matrix = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32) * np.logspace(-3, 0, 1000)[:, None]
+    tensor = onnx.numpy_helper.from_array(matrix.astype(np.float32), "weight")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1000]) for name in "xy"]
+    node = onnx.helper.make_node("Gemm", ["x", "weight"], ["y"], transB=1)
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [tensor])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "a.onnx")
+    halve_weights(tmp_path / "a.onnx", keep=[])
+    assert (tmp_path / "a.onnx").stat().st_size < 1_010_000
+    x = np.random.default_rng(1).normal(size=(1, 1000)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    true = x @ matrix.T
+    wrong = np.abs(session.run(None, {"x": x})[0] - true) / np.linalg.norm(matrix, axis=1)
+    assert 0 < wrong.max() < 1  # |x| is some 32: every row is right to a few per cent, the smallest too
+
+
 def test_halving_keeps_what_it_is_told(tmp_path):
     model = tiny_bundle.graph_model()
     onnx.save(model, tmp_path / "a.onnx")

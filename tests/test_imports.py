@@ -29,6 +29,7 @@ ALLOWED = {
     "training_image": _PARTS | {"training_guess", "training_keypoints"},
     "study": _PARTS | {"training_image", "study_report"}, "study_report": _TRAINING | {"crop", "study"},
     "export": _TRAINING | {"export_int8"}, "export_int8": _BASE, "published": _MODELS | {"models", "checkpoint"},
+    "export_detector": _TRAINING | {"export_int8"},
     "export_tokenizer": _TRAINING | {"export"}, "export_rig": _BASE | {"body", "runtime"},
     "app": _PURE | {"runtime"},
 }  # fmt: skip

@@ -32,6 +32,7 @@ from vqhps.cli_train import (
     EvaluateRateDistortion,
     EvaluateVideo,
     Export,
+    ExportDetector,
     TrainImageModel,
     TrainTokenizer,
 )
@@ -152,7 +153,7 @@ class Download:
     """Fetch third-party models into the cache; the first use does it by itself."""
 
     what: tyro.conf.Positional[Literal["blazepose"]]
-    """BlazePose: the person detector (Apache-2.0), out of a PyPI wheel."""
+    """BlazePose: the backbone that training starts from (Apache-2.0), out of a PyPI wheel."""
 
     def run(self) -> int:
         """Print the files."""
@@ -234,6 +235,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "study scarce": StudyScarce,
     "convert": Convert,
     "export": Export,
+    "export detector": ExportDetector,
     "export rig": ExportRig,
     "download": Download,
     "bench predict": BenchPredict,

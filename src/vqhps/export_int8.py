@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from vqhps.errors import VqhpsError
 
-_BETWEEN = ("Add", "Clip", "Relu", "MaxPool", "Mul", "Sigmoid")
+_BETWEEN = ("Add", "Clip", "Concat", "LeakyRelu", "MaxPool", "Mul", "Relu", "Resize", "Sigmoid")
 
 
 class _Crops(CalibrationDataReader):

@@ -12,13 +12,12 @@ from skimage import data
 from tiny_bundle import write_bundle
 from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
+from vqhps.evaluation.blazepose import KEYPOINT_NAMES, PoseLandmarkModel
 from vqhps.evaluation.card import record_metrics
 from vqhps.evaluation.coco import draw_worst, evaluate_coco, labelled_people
 from vqhps.evaluation.run import Bodies, bundle_model
 from vqhps.geometry import crop_from_box, crop_to_full
-from vqhps.runtime.blazepose import KEYPOINT_NAMES
 from vqhps.runtime.bundle import Bundle
-from vqhps.runtime.detect import BlazePoseDetector
 
 RNG = np.random.default_rng(0)
 
@@ -79,21 +78,20 @@ def test_perfect_key_points_score_one_and_shifted_ones_do_not(tmp_path):
     assert evaluate_coco(model(0.2), 64, tmp_path)["PCK@0.1"] == 0
 
 
-def test_beside_the_detector_and_with_pictures_of_the_worst(tmp_path: Path) -> None:
+def test_beside_blazepose_and_with_pictures_of_the_worst(tmp_path: Path) -> None:
     """scikit-image's astronaut, labelled with what BlazePose itself finds: its PCK is 1, the capsule's is not."""
     (tmp_path / "images").mkdir()
     photo = data.astronaut()
     Image.fromarray(photo).save(tmp_path / "images" / "a.png")
-    detector = BlazePoseDetector()
-    keypoints = detector.landmarks(photo, np.array([60.0, 0.0, 400.0, 512.0])).keypoints
-    assert keypoints is not None
+    landmarks = PoseLandmarkModel()
+    keypoints = landmarks.in_box(photo, np.array([60.0, 0.0, 400.0, 512.0])).keypoints
     labels = {name: [*(keypoints[KEYPOINT_NAMES.index(name)] - 0.5), 2] for name in COCO17}
     labels["left_ankle"] = [0, 0, 0]
     person = {"id": 5, "image_id": 1, "bbox": [60, 0, 340, 512], "keypoints": np.ravel(list(labels.values())).tolist()}
     content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [person]}
     (tmp_path / "person_keypoints_free.json").write_text(json.dumps(content))
     bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
-    summary = evaluate_coco(bundle_model(bundle), 32, tmp_path, tmp_path / "out", beside=detector)
+    summary = evaluate_coco(bundle_model(bundle), 32, tmp_path, tmp_path / "out", beside=landmarks)
     assert summary["blazepose PCK@0.05"] == 1 and summary["PCK@0.05"] < 1
     assert summary["joints"]["nose"]["blazepose PCK@0.1"] == 1 and summary["joints"]["nose"]["labelled"] == 1
     assert summary["joints"]["left_ankle"]["labelled"] == 0 and np.isnan(summary["joints"]["left_ankle"]["PCK@0.1"])

@@ -13,12 +13,12 @@ from skimage import data
 from shared import tiny_tokenizer
 from vqhps.body.joints import COCO17_FLIP
 from vqhps.errors import VqhpsError
+from vqhps.evaluation.blazepose import KEYPOINT_NAMES, TfliteModel
 from vqhps.export import ExportConfig, export_bundle, trace
 from vqhps.models.backbones import create_backbone
 from vqhps.models.blazepose import _COCO17, BlazePose, HeatMaps, _DepthwiseConv
 from vqhps.models.first_guess import disturbed, either_way, keypoint_loss
 from vqhps.models.vqhps import VQHPS, Encoded, VQHPSConfig
-from vqhps.runtime.blazepose import KEYPOINT_NAMES, TfliteModel
 from vqhps.runtime.bundle import Bundle
 from vqhps.runtime.download import blazepose_models
 from vqhps.training_keypoints import heat_loss

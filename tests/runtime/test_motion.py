@@ -257,7 +257,7 @@ def test_memory_does_not_grow_with_the_video(bundle, tmp_path):
 
 
 def command(monkeypatch, bundle, *arguments) -> int:
-    monkeypatch.setattr("vqhps.runtime.detect.BlazePoseDetector", PaintDetector)
+    monkeypatch.setattr("vqhps.runtime.detect.PersonDetector", PaintDetector)
     return cli.main(["video", *map(str, arguments), "--bundle", str(bundle)])
 
 
@@ -280,7 +280,7 @@ def test_command_line(bundle, clip, tmp_path, capsys, monkeypatch):
 
 def test_webcam_ends_with_an_interrupt_and_its_pictures_are_kept(bundle, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
-    monkeypatch.setattr("vqhps.runtime.detect.BlazePoseDetector", lambda threads: PaintDetector(4))
+    monkeypatch.setattr("vqhps.runtime.detect.PersonDetector", lambda threads: PaintDetector(4))
     assert cli.main(["video", "0", "-o", str(tmp_path), "--bundle", str(bundle)]) == 0
     assert "webcam 0: 1 person in" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -293,7 +293,7 @@ def test_a_real_interrupt_is_one_line_and_keeps_chunks(bundle, clip, tmp_path):
 import sys
 import vqhps.runtime.detect as detect
 from moving_people import PaintDetector
-detect.BlazePoseDetector = lambda threads: PaintDetector(22)
+detect.PersonDetector = lambda threads: PaintDetector(22)
 from vqhps.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -203,7 +203,7 @@ def test_photos_and_other_endings_are_refused(tmp_path, capsys):
 
 
 def test_a_model_of_another_body_is_refused_before_work(bundle, out, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vqhps.runtime.detect.BlazePoseDetector", PaintDetector)
+    monkeypatch.setattr("vqhps.runtime.detect.PersonDetector", PaintDetector)
     code, _, errors = command(
         capsys, "video", out / "clip.mp4", "-o", tmp_path / "x", "--tokens", "--bundle", bundle, "--no-overlay"
     )

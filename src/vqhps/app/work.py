@@ -11,7 +11,7 @@ from vqhps.app import clip, photo
 from vqhps.app.jobs import Job, Line
 from vqhps.app.limits import Limits
 from vqhps.errors import VqhpsError
-from vqhps.runtime.detect import BlazePoseDetector, Detection, Detector
+from vqhps.runtime.detect import Detection, Detector, PersonDetector
 from vqhps.runtime.predictor import Predictor
 
 Result = photo.PhotoResult | clip.ClipResult
@@ -26,14 +26,14 @@ class Worker:
         Args:
             bundle: its folder; the shipped one by default.
             limits: of files and time.
-            detector: finds the people; BlazePose by default.
+            detector: finds the people; the shipped one by default.
 
         Raises:
             VqhpsError: the bundle or the detector cannot be loaded.
         """
         self.limits = limits
         self.line = Line(limits.waiting)
-        self._detector = detector or BlazePoseDetector(max_people=limits.photo_people)
+        self._detector = detector or PersonDetector(max_people=limits.photo_people)
         self._bundle = Predictor(bundle).bundle
 
     def start(

@@ -1,4 +1,4 @@
-"""Evaluation of an image model on real photos with labelled key points, beside the key points of its detector."""
+"""Evaluation of an image model on real photos with labelled key points, beside those of BlazePose."""
 
 import csv
 import json
@@ -13,11 +13,10 @@ from PIL import Image, ImageDraw
 from vqhps.body.joints import COCO17
 from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
+from vqhps.evaluation.blazepose import KEYPOINT_NAMES, PoseLandmarkModel
 from vqhps.evaluation.run import Model, pck_columns, summarise, write_results
 from vqhps.geometry import crop_from_box, crop_to_full, default_focal, project
-from vqhps.runtime.blazepose import KEYPOINT_NAMES
 from vqhps.runtime.bundle import Bundle
-from vqhps.runtime.detect import BlazePoseDetector
 from vqhps.runtime.export_mesh import write_png
 from vqhps.runtime.photo import read_photo
 from vqhps.runtime.predictor import Predictor
@@ -34,7 +33,7 @@ def evaluate_coco(
     folder: Path,
     out: Path | None = None,
     least: int = 10,
-    beside: BlazePoseDetector | None = None,
+    beside: PoseLandmarkModel | None = None,
 ) -> dict[str, Any]:
     """PCK of the mesh's COCO-17 joints, reprojected, on photos with given boxes.
 
@@ -60,9 +59,7 @@ def evaluate_coco(
         places.append(np.array([*offset, s]) / (photo.focal or default_focal(image.shape[1], image.shape[0])))
         crops.append(crop_image(image, c, float(s), input_size))
         if beside is not None:
-            keypoints = beside.landmarks(image, person.box).keypoints
-            assert keypoints is not None
-            landmarks.append(keypoints[_COCO_OF_BLAZEPOSE])
+            landmarks.append(beside.in_box(image, person.box).keypoints[_COCO_OF_BLAZEPOSE])
     parts = [model(np.stack(crops[i : i + 32]), np.stack(places[i : i + 32])) for i in range(0, len(crops), 32)]
     projected = np.concatenate([project(p.joints, p.camera) for p in parts])
     found = {"": crop_to_full(projected, center, size)}

@@ -13,7 +13,7 @@ import numpy as np
 
 from vqhps.errors import VqhpsError
 from vqhps.runtime.bundle import Bundle, available_cores, default_bundle
-from vqhps.runtime.detect import BlazePoseDetector
+from vqhps.runtime.detect import PersonDetector
 from vqhps.runtime.motion_files import VideoOptions, predict_video
 from vqhps.runtime.photo import read_photo
 from vqhps.runtime.predictor import Predictor
@@ -77,7 +77,7 @@ def bench_video(video: Path, bundle: Path | None = None) -> dict[str, float]:
     Raises:
         VqhpsError: the video cannot be read.
     """
-    predictor = Predictor(default_bundle(1) if bundle is None else Bundle.load(bundle, 1), BlazePoseDetector(threads=1))
+    predictor = Predictor(default_bundle(1) if bundle is None else Bundle.load(bundle, 1), PersonDetector(threads=1))
     start = time.perf_counter()
     frames = sum(1 for _ in open_source(str(video)).frames())
     decoding = time.perf_counter() - start

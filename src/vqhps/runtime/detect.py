@@ -1,12 +1,11 @@
-"""Person boxes and 2D keypoints: the `Detector` interface, BlazePose behind it, and fixed boxes in its place.
+"""Person boxes: the `Detector` interface, the shipped detector behind it, and fixed boxes in its place.
 
-Boxes are xyxy, keypoints xy, both in px of the full frame, pixel centres at integer + 0.5.
+Boxes are xyxy px of the full frame.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,53 +14,28 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cv2
 import numpy as np
 
+from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
-from vqhps.runtime.blazepose import (
-    DETECTION_SIZE,
-    ROI_SCALE,
-    Candidates,
-    Landmarks,
-    PoseDetectionModel,
-    PoseLandmarkModel,
-    Roi,
-    merge_candidates,
-    roi_from_box,
-    roi_from_points,
-)
-from vqhps.runtime.download import blazepose_models
+from vqhps.runtime.nanodet import NanoDet
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
-_CANDIDATE_IOU = 0.3  # two candidates are one person from here on (MediaPipe's min_suppression_threshold)
-_VISIBLE = 0.5
-_SURE = 0.9  # presence from which the landmark model needs no second look
-_TILE_SIDE, _TILE_OVERLAP = 0.6, 1 / 3  # of the long side of the photo, and of the tile: 2 x 2 tiles
-_TILE_REACH = 1.5  # a tile leaves people whose square is larger than this many tiles to larger views
-_FILLED = 0.75  # a tile is not looked at if the only person of the whole photo has so much of it in their square
-_POSE_SIGMA, _SAME_POSE = (
-    0.1,
-    0.5,
-)  # of the size of the person: how far its keypoints may stray; the similarity of one person
+_LONG_SIDES = (640, 384)  # px of the two looks: small people, and those who fill the photo
+_MULTIPLE = 32  # of the sides of what the network looks at, px
+_POSSIBLE, _SURE = 0.3, 0.6  # scores below which nobody is, and from which no closer look is needed
+_CLOSER, _CLOSER_SIDE, _MOST_CLOSER = 2.0, 256, 8  # a closer look: side over that of the box, px, number at most
+_SAME = 0.5  # overlap of a box and what the closer look finds there
+_CONTAINED = 0.8  # share of a box in a better one from which it is a part of that person
+_STAYED = 0.4  # overlap of a person and where they should be
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One person in an image.
-
-    Attributes:
-        box: (4,) xyxy px, around the visible body.
-        score: in [0,1].
-        keypoints: (33,2) px of the full frame, in the order of `blazepose.KEYPOINT_NAMES`; may lie outside the image.
-        keypoints3d: (33,3) m, camera axes (x right, y down, z forward), centred between the hips.
-        confidence: (33,) in [0,1]: that the keypoint is in the image and not hidden.
-    """
+    """One person in an image: `box` (4,) xyxy px, around the visible body; `score` in [0,1]."""
 
     box: Float[np.ndarray, "4"]
     score: float
-    keypoints: Float[np.ndarray, "33 2"] | None = None
-    keypoints3d: Float[np.ndarray, "33 3"] | None = None
-    confidence: Float[np.ndarray, "33"] | None = None
 
 
 class Detector(Protocol):
@@ -82,98 +56,20 @@ def box_iou(a: Float[np.ndarray, "A 4"], b: Float[np.ndarray, "B 4"]) -> Float[n
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
-def groups_by_similarity(
-    similarity: Float[np.ndarray, "N N"], scores: Float[np.ndarray, "N"], limit: float
-) -> list[np.ndarray]:
-    """Greedy non-maximum suppression: best score first, each takes every remaining item more similar than `limit`.
-
-    Returns:
-        One index array a survivor, the survivor first, in order of falling score.
-    """
-    order = np.argsort(-scores, kind="stable")
-    groups = []
+def nms(
+    boxes: Float[np.ndarray, "N 4"], scores: Float[np.ndarray, "N"], iou: float, contained: float = 1.0
+) -> list[int]:
+    """Greedy non-maximum suppression: indices of boxes by falling score, none that overlaps a better one by more than
+    `iou`, or more than whose share `contained` lies in a better one."""
+    boxes, order, kept = np.asarray(boxes, float).reshape(-1, 4), np.argsort(-np.asarray(scores), kind="stable"), []
     while order.size:
-        same = similarity[order[0], order] > limit
-        same[0] = True
-        groups.append(order[same])
-        order = order[~same]
-    return groups
-
-
-def nms(boxes: Float[np.ndarray, "N 4"], scores: Float[np.ndarray, "N"], iou: float) -> list[int]:
-    """Indices of the boxes that non-maximum suppression keeps, by falling score."""
-    return [int(group[0]) for group in groups_by_similarity(box_iou(boxes, boxes), np.asarray(scores), iou)]
-
-
-def suppress(candidates: Candidates, weighted: bool) -> Candidates:
-    """One candidate a person, by overlap of their boxes; `weighted` averages those that agree, as MediaPipe does."""
-    groups = groups_by_similarity(box_iou(candidates.boxes, candidates.boxes), candidates.scores, _CANDIDATE_IOU)
-    kept = candidates.subset(np.array([group[0] for group in groups], int))
-    if weighted:
-        for row, group in enumerate(groups):
-            weights = candidates.scores[group] / candidates.scores[group].sum()
-            kept.boxes[row] = weights @ candidates.boxes[group]
-            kept.points[row] = np.tensordot(weights, candidates.points[group], 1)
+        best, order = order[0], order[1:]
+        kept.append(int(best))
+        rest = boxes[order]
+        shared = np.clip(np.minimum(rest[:, 2:], boxes[best, 2:]) - np.maximum(rest[:, :2], boxes[best, :2]), 0, None)
+        inside = shared.prod(1) > contained * (rest[:, 2:] - rest[:, :2]).prod(1)
+        order = order[(box_iou(boxes[best], rest)[0] <= iou) & ~inside]
     return kept
-
-
-def pose_similarity(
-    keypoints: Float[np.ndarray, "N 33 2"], boxes: Float[np.ndarray, "N 4"]
-) -> Float[np.ndarray, "N N"]:
-    """How alike poses are, in [0,1]: mean over keypoints of a Gaussian of distance by body size (like COCO's OKS)."""
-    sizes = np.sqrt(np.clip((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1, None))
-    squared = ((keypoints[:, None] - keypoints[None]) ** 2).sum(-1)
-    scale = (_POSE_SIGMA * np.minimum(sizes[:, None], sizes[None])) ** 2
-    return np.exp(-squared / (2 * scale[..., None])).mean(-1)
-
-
-def views(width: int, height: int, levels: int) -> list[Roi]:
-    """Square views that cover a photo: the whole, then grids of overlapping tiles, 0.6, 0.36, ... of its long side."""
-    long = max(width, height)
-    found = [Roi(np.array([width / 2, height / 2]), float(long))]
-    for level in range(1, levels + 1):
-        side = long * _TILE_SIDE**level
-        if side < DETECTION_SIZE:
-            break
-        axes = []
-        for length in (width, height):
-            count = 1 + max(0, math.ceil((length - side) / (side * (1 - _TILE_OVERLAP)) - 1e-6))
-            ends = (side / 2, length - side / 2) if count > 1 else (length / 2, length / 2)
-            axes.append(np.linspace(*ends, count))
-        found += [Roi(np.array([x, y]), side) for y in axes[1] for x in axes[0]]
-    return found
-
-
-def filled(tile: Roi, person: Roi) -> float:
-    """Share of a tile that lies in the square of a person."""
-    ticks = (np.arange(16) + 0.5) / 16
-    points = tile.to_image(np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2))
-    inside = person.from_image(points)
-    return float(((inside >= 0) & (inside <= 1)).all(1).mean())
-
-
-def visible_box(landmarks: Landmarks, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "4"]:
-    """Tight box (xyxy px) around the visible part of a person: the mask and the visible keypoints, cut at the image."""
-    height, width = image.shape[:2]
-    inside = ((landmarks.keypoints >= 0) & (landmarks.keypoints <= (width, height))).all(1)
-    seen = landmarks.keypoints[inside & (landmarks.visibility > _VISIBLE)]
-    points = np.concatenate([seen, _mask_points(landmarks, seen)])
-    if not len(points):
-        points = landmarks.keypoints
-    points = np.clip(points, 0, (width, height))
-    return np.concatenate([points.min(0), points.max(0)])
-
-
-def _mask_points(landmarks: Landmarks, seen: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "Q 2"]:
-    """Image positions of the mask's pixels, of those connected parts only that hold a visible keypoint."""
-    mask = landmarks.mask
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8))
-    roi = landmarks.roi
-    cells = np.floor(roi.from_image(seen) * mask.shape[0]).astype(int)
-    cells = cells[((cells >= 0) & (cells < mask.shape[0])).all(1)]
-    held = np.unique(labels[cells[:, 1], cells[:, 0]])
-    rows, columns = np.nonzero(np.isin(labels, held[held > 0]))
-    return roi.to_image((np.stack([columns, rows], 1) + 0.5) / mask.shape[0])
 
 
 class BoxDetector:
@@ -226,127 +122,87 @@ def _checked_boxes(boxes: Any, source: str) -> Float[np.ndarray, "N 4"]:
     return array
 
 
-class BlazePoseDetector:
-    """People with 33 keypoints each, from MediaPipe's two BlazePose models. Not thread-safe: one object a thread.
+class PersonDetector:
+    """The shipped detector. Not thread-safe: one object a thread.
 
-    Made for people that stand out: those under a third of the photo's height are mostly missed. It looks at the whole
-    photo and at `tile_levels` grids of overlapping tiles (2 x 2, then about 4 x 3): each level finds a few smaller
-    people, costs time and brings false alarms; 0 is enough for one person that fills the frame.
+    NanoDet-g looks at the whole photo in two sizes, and once more, closer, at everybody it is not sure of.
     """
 
-    def __init__(
-        self,
-        score_threshold: float = 0.5,
-        nms_iou: float = 0.6,
-        tile_levels: int = 1,
-        max_people: int = 20,
-        with_keypoints: bool = True,
-        threads: int = 2,
-        cache_dir: Path | None = None,
-    ):
-        """Load the models; the first use ever downloads them (see `download.blazepose_models`).
+    def __init__(self, score_threshold: float = 0.4, nms_iou: float = 0.55, max_people: int = 20, threads: int = 2):
+        """Load the model.
 
         Args:
-            score_threshold: least score of a person, in (0,1]: detection score times presence by the landmark model.
+            score_threshold: least score of a person, in [0.3, 1).
             nms_iou: boxes that overlap more are one person.
-            tile_levels: grids of tiles beside the whole photo; tiles under 224 px are not made.
-            max_people: people that the landmark model looks at in an image at most, best candidates first.
-            with_keypoints: False leaves keypoints out of the detections; the boxes and the time are the same.
-            threads: of each model.
-            cache_dir: where the models lie; None for the user's cache.
+            max_people: in an image at most, best first.
+            threads: of the model.
 
         Raises:
-            VqhpsError: ai-edge-litert is missing, or the models cannot be fetched.
+            VqhpsError: a setting is out of range, or the model is missing.
         """
-        if not 0 < score_threshold <= 1 or not 0 < nms_iou <= 1 or tile_levels < 0:
-            given = f"score_threshold {score_threshold}, nms_iou {nms_iou}, tile_levels {tile_levels}"
-            raise VqhpsError(f"{given}: the first two must be in (0, 1], the third at least 0")
-        self.score_threshold, self.nms_iou, self.tile_levels = score_threshold, nms_iou, tile_levels
-        self.max_people, self.with_keypoints = max_people, with_keypoints
-        detection, landmark = blazepose_models(cache_dir)
-        self._detection = PoseDetectionModel(detection, threads)
-        self._landmark = PoseLandmarkModel(landmark, threads)
+        if not _POSSIBLE <= score_threshold < 1 or not 0 < nms_iou <= 1:
+            raise VqhpsError(
+                f"score_threshold {score_threshold} must be in [{_POSSIBLE}, 1), nms_iou {nms_iou} in (0, 1]"
+            )
+        self.score_threshold, self.nms_iou, self.max_people = score_threshold, nms_iou, max_people
+        self._model = NanoDet(threads)
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
         """Return the people of an RGB image, best first."""
         _check_image(image)
-        candidates = self._candidates(image)
-        found = []
-        for points, score in zip(
-            candidates.points[: self.max_people], candidates.scores[: self.max_people], strict=True
-        ):
-            landmarks = self._look(image, roi_from_points(points[0], points[1]))
-            detection = _detection(landmarks, visible_box(landmarks, image), float(score) * landmarks.presence)
-            if detection.score >= self.score_threshold:
-                found.append(detection)
-        found = self._distinct(found)
-        return found if self.with_keypoints else [Detection(box=d.box, score=d.score) for d in found]
-
-    def landmarks(self, image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Detection:
-        """Keypoints of the person in a given box, without detection.
-
-        The landmark model starts from an upright square of 1.25 times the box.
-
-        Args:
-            image: RGB.
-            box: xyxy px.
-
-        Returns:
-            The detection: `box` as given; `score` in [0,1]: how sure the model is of a person (low: distrust it).
-        """
-        _check_image(image)
-        box = _checked_boxes([box], "box")[0]
-        landmarks = self._look(image, roi_from_box(box))
-        return _detection(landmarks, box, landmarks.presence)
+        looks = [self._look(image, side) for side in _LONG_SIDES]
+        boxes, scores = (np.concatenate(part) for part in zip(*looks, strict=True))
+        kept = nms(boxes, scores, self.nms_iou)
+        boxes, scores = boxes[kept], scores[kept]
+        unsure = np.flatnonzero(scores < _SURE)[:_MOST_CLOSER]
+        closer = self._closer(image, boxes[unsure], _SAME)
+        scores[unsure] /= 2
+        for index, found in zip(unsure, closer, strict=True):
+            if found is not None:
+                boxes[index] = (boxes[index] + found.box) / 2
+                scores[index] += found.score / 2
+        people = np.flatnonzero(scores >= self.score_threshold)
+        kept = nms(boxes[people], scores[people], self.nms_iou, _CONTAINED)[: self.max_people]
+        return [Detection(boxes[i], float(scores[i])) for i in people[kept]]
 
     def follow(self, image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Detection | None:
-        """The person near a box (xyxy px), without detection, in the box they fill now; `None` if there is nobody."""
-        landmarks = self._look(image, roi_from_box(box))
-        detection = _detection(landmarks, visible_box(landmarks, image), landmarks.presence)
-        whole = (detection.box[2:] - detection.box[:2] > 1).all()
-        return detection if whole and landmarks.presence >= self.score_threshold else None
+        """The person at about a box (xyxy px), by a closer look there; `None` if there is nobody."""
+        _check_image(image)
+        (found,) = self._closer(image, np.asarray(box, float)[None], _STAYED)
+        return found if found is not None and found.score >= _POSSIBLE else None
 
-    def _look(self, image: UInt8[np.ndarray, "H W 3"], roi: Roi) -> Landmarks:
-        """Run the landmark model; if unsure, once more where its points put the person, and keep the surer look."""
-        first = self._landmark(image, roi)
-        if first.presence >= _SURE:
-            return first
-        return max(first, self._landmark(image, first.next_roi), key=lambda landmarks: landmarks.presence)
+    def _look(
+        self, image: UInt8[np.ndarray, "H W 3"], long_side: int
+    ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"]]:
+        """Boxes, cut at the image, and scores of all who are possible, in the image scaled to `long_side` px."""
+        size = np.array(image.shape[1::-1])
+        scale = long_side / size.max()
+        small = np.maximum(_MULTIPLE, np.round(size * scale / _MULTIPLE).astype(int) * _MULTIPLE)
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        pixels = cv2.resize(image, (int(small[0]), int(small[1])), interpolation=way)
+        ((boxes, scores),) = self._model(pixels[None], _POSSIBLE)
+        boxes = np.clip(boxes * np.tile(size / small, 2), 0, np.tile(size, 2))
+        whole = (boxes[:, 2:] - boxes[:, :2]).min(1) >= 1
+        return boxes[whole], scores[whole]
 
-    def _candidates(self, image: UInt8[np.ndarray, "H W 3"]) -> Candidates:
-        """Coarse candidates of all views, one a person; tiles leave people larger than themselves to larger views, and
-        are not looked at where the one person of the whole photo fills them."""
-        height, width = image.shape[:2]
-        squares = views(width, height, self.tile_levels)
-        shrink = min(1.0, DETECTION_SIZE / squares[-1].size)  # what the finest tile can use; one resize for all views
-        small = image
-        if shrink < 1:
-            small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        scale = np.array([width / small.shape[1], height / small.shape[0]])
-        parts: list[Candidates] = []
-        for index, view in enumerate(squares):
-            if index and len(parts[0].scores) == 1 and filled(view, roi_from_points(*parts[0].points[0, :2])) > _FILLED:
-                continue
-            part = self._detection(small, Roi(view.center / scale, view.size / scale.max()), self.score_threshold)
-            part = suppress(part.scaled(scale), weighted=True)
-            sizes = 2 * ROI_SCALE * np.linalg.norm(part.points[:, 1] - part.points[:, 0], axis=1)
-            parts.append(part.subset(sizes <= (_TILE_REACH * view.size if index else np.inf)))
-        return suppress(merge_candidates(parts), weighted=False)
-
-    def _distinct(self, found: list[Detection]) -> list[Detection]:
-        """Drop whoever is found twice: overlapping boxes, or matching poses; best first."""
-        if not found:
+    def _closer(
+        self, image: UInt8[np.ndarray, "H W 3"], boxes: Float[np.ndarray, "N 4"], overlap: float
+    ) -> list[Detection | None]:
+        """Who is at each box in a closer look, if anybody possible overlaps it by `overlap` or more."""
+        if not len(boxes):
             return []
-        boxes = np.stack([detection.box for detection in found])
-        poses = pose_similarity(np.stack([d.keypoints for d in found if d.keypoints is not None]), boxes)
-        same = np.maximum(box_iou(boxes, boxes) / self.nms_iou, poses / _SAME_POSE)
-        groups = groups_by_similarity(same, np.array([detection.score for detection in found]), 1.0)
-        return [found[group[0]] for group in groups]
-
-
-def _detection(landmarks: Landmarks, box: Float[np.ndarray, "4"], score: float) -> Detection:
-    """A detection from the landmark model's answer."""
-    return Detection(box, score, landmarks.keypoints, landmarks.keypoints3d, landmarks.visibility)
+        centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, _CLOSER * (boxes[:, 2:] - boxes[:, :2]).max(1)
+        squares = [crop_image(image, c, float(s), _CLOSER_SIDE) for c, s in zip(centers, sides, strict=True)]
+        result: list[Detection | None] = []
+        for box, center, side, (found, scores) in zip(
+            boxes, centers, sides, self._model(np.stack(squares), _POSSIBLE / 2), strict=True
+        ):
+            found = found * (side / _CLOSER_SIDE) + np.tile(center - side / 2, 2)
+            found = np.clip(found, 0, np.tile(image.shape[1::-1], 2))
+            fits = box_iou(box, found)[0] >= overlap
+            best = int(np.argmax(np.where(fits, scores, -1))) if fits.any() else None
+            result.append(None if best is None else Detection(found[best], float(scores[best])))
+        return result
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -74,7 +74,7 @@ def blazepose_models(cache_dir: Path | None = None) -> tuple[Path, Path]:
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     members = (POSE_DETECTION, POSE_LANDMARK)
     if not all((folder / member.name).is_file() for member in members):
-        logger.info("first use of the BlazePose detector: fetching its models (35 MB, once) with pip into %s", folder)
+        logger.info("first use of BlazePose: fetching its models (35 MB, once) with pip into %s", folder)
         with tempfile.TemporaryDirectory(prefix="vqhps-") as scratch:
             wheel = _pip_download(Path(scratch), folder)
             for member in members:
@@ -105,7 +105,7 @@ def _advice(reason: str, cache: Path) -> str:
     """One line: what failed and what to do."""
     return (
         f"cannot fetch the BlazePose models ({reason}): run `vqhps download blazepose` with pip and a network, "
-        f"or copy {POSE_DETECTION.name} and {POSE_LANDMARK.name} into {cache}, or give boxes with --box"
+        f"or copy {POSE_DETECTION.name} and {POSE_LANDMARK.name} into {cache}"
     )
 
 

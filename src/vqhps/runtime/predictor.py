@@ -66,7 +66,7 @@ class Predictor:
 
         Args:
             bundle: a loaded bundle or its folder; the shipped one by default.
-            detector: finds the people where no boxes are given; BlazePose by default, loaded when first needed.
+            detector: finds the people where no boxes are given; the shipped one by default, loaded when first needed.
         """
         if bundle is None:
             bundle = default_bundle()
@@ -103,11 +103,11 @@ class Predictor:
         return _to_full_frame(people, self.bundle.run(crops), (center, size), focal, (width, height))
 
     def detect(self, image: np.ndarray) -> list[Detection]:
-        """Find people: boxes and, if the detector gives them, keypoints, of an RGB image (H, W, 3) uint8."""
+        """Find the people of an RGB image (H, W, 3) uint8."""
         if self._detector is None:
-            from vqhps.runtime.detect import BlazePoseDetector
+            from vqhps.runtime.detect import PersonDetector
 
-            self._detector = BlazePoseDetector()
+            self._detector = PersonDetector()
         return self._detector(image)
 
     def follow(self, image: np.ndarray, box: np.ndarray) -> Detection | None:

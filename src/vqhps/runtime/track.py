@@ -1,9 +1,9 @@
 """Who is who from one look of the detector to the next: stable numbers through crossings and short occlusions.
 
 `supervision` (ByteTrack) brings matplotlib, SciPy and requests into the base install, `trackers` also a second copy of
-OpenCV; both associate boxes only. Here boxes come every few frames, so that overlap alone is weak, and every detection
-has 33 key points: a pair is as alike as its boxes or its poses, whichever agree better, times how alike the clothes'
-colours are. Like ByteTrack, who is not found is looked for once more where the motion so far puts them (`follow`).
+OpenCV; both associate by overlap only, which is weak where boxes come every few frames. Here a pair is as alike as its
+boxes, times how alike the clothes' colours are. Like ByteTrack, who is not found is looked for once more, less
+strictly, where the motion so far puts them (`follow`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from vqhps.runtime.detect import Detection, pose_similarity
+from vqhps.runtime.detect import Detection, box_iou
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -27,7 +27,7 @@ _KEPT = 2.0  # s: how long somebody who is hidden keeps their number
 _LEAST = 0.1  # similarity of a detection and a track that may be one person
 _SPREAD, _GROWTH = 0.25, 2.0  # of the size of the person: deviation of a predicted box, and its growth a second
 _REACH = 1.0  # s: how far ahead the motion is believed
-_SAME_POSE = 0.5  # similarity from which two detections are one person
+_SAME_BOX = 0.6  # overlap from which two detections are one person
 _BINS, _SHARES = (8, 8), (0.0, 0.8)  # of the colours of clothes: red and green over all, which shadows leave alone
 
 
@@ -40,7 +40,6 @@ class Track:
         person: number, from 0; `None` until they are found a second time.
         box: (4,) xyxy px, where last found.
         score: of the last detection, in [0, 1].
-        keypoints: (33, 2) px, or `None` where the detector gives none.
         colors: (64,) histogram of the clothes, sum 1.
         velocity: (2,) px/s of the centre of the box.
         time: s, when last found.
@@ -50,7 +49,6 @@ class Track:
     person: int | None
     box: Float[np.ndarray, "4"]
     score: float
-    keypoints: Float[np.ndarray, "33 2"] | None
     colors: Float[np.ndarray, "64"]
     velocity: Float[np.ndarray, "2"]
     time: float
@@ -58,8 +56,7 @@ class Track:
     def ahead(self, time: float) -> Track:
         """Where they will be at a later time, s, at constant velocity; the time last found stays."""
         step = self.velocity * min(time - self.time, _REACH)
-        points = None if self.keypoints is None else self.keypoints + step
-        return replace(self, box=self.box + np.tile(step, 2), keypoints=points)
+        return replace(self, box=self.box + np.tile(step, 2))
 
 
 class Tracker:
@@ -146,17 +143,16 @@ class Tracker:
         return tracker
 
 
-def _measured(detection: Detection) -> tuple[np.ndarray, float, np.ndarray | None]:
-    keypoints = None if detection.keypoints is None else np.asarray(detection.keypoints, np.float64)
-    return np.asarray(detection.box, np.float64), float(detection.score), keypoints
+def _measured(detection: Detection) -> tuple[np.ndarray, float]:
+    return np.asarray(detection.box, np.float64), float(detection.score)
 
 
 def _renewed(track: Track, detection: Detection, colors: np.ndarray, time: float) -> Track:
     """The track with what was found now; its velocity and colours follow halfway."""
-    box, score, keypoints = _measured(detection)
+    box, score = _measured(detection)
     moved = ((box - track.box)[:2] + (box - track.box)[2:]) / 2
     velocity = (track.velocity + moved / max(time - track.time, 1e-6)) / 2
-    return Track(track.key, track.person, box, score, keypoints, (track.colors + colors) / 2, velocity, time)
+    return Track(track.key, track.person, box, score, (track.colors + colors) / 2, velocity, time)
 
 
 def _followed(
@@ -164,16 +160,8 @@ def _followed(
 ) -> tuple[Detection, np.ndarray] | None:
     """Look for somebody where they should be; whoever is found already does not count."""
     detection = follow(guess.box)
-    if detection is None or detection.keypoints is None:
+    if detection is None or (box_iou(detection.box, np.array([d.box for d in found])) > _SAME_BOX).any():
         return None
-    others = [d for d in found if d.keypoints is not None]
-    if others:
-        people = [detection, *others]
-        poses = pose_similarity(
-            np.stack([d.keypoints for d in people if d.keypoints is not None]), np.stack([d.box for d in people])
-        )
-        if poses[0, 1:].max() > _SAME_POSE:
-            return None
     match = (detection, clothes(image, detection.box))
     return match if similarities([guess], [match], guess.time)[0, 0] >= _LEAST else None
 
@@ -189,9 +177,6 @@ def similarities(
         for column, (detection, colors) in enumerate(found):
             error = np.sqrt(np.mean((track.box - detection.box) ** 2)) / size
             alike = float(np.exp(-0.5 * (error / spread) ** 2))
-            if track.keypoints is not None and detection.keypoints is not None:
-                points, boxes = np.stack([track.keypoints, detection.keypoints]), np.stack([track.box, detection.box])
-                alike = max(alike, float(pose_similarity(points, boxes)[0, 1]))
             result[row, column] = alike * (0.5 + 0.5 * np.sqrt(track.colors * colors).sum())
     return result
 

@@ -1,7 +1,7 @@
-"""The two BlazePose networks, run by LiteRT: coarse person candidates, and 33 landmarks of one person.
+"""BlazePose's landmark network as it comes, run by LiteRT, to compare with: 33 landmarks of the person in a box.
 
-Pre- and post-processing follow MediaPipe's `pose_detection` and `pose_landmark` graphs (Bazarevsky et al., "BlazePose:
-On-device Real-time Body Pose tracking", 2020). Image coordinates are px of the full frame, centres at integer + 0.5.
+Pre- and post-processing follow MediaPipe's `pose_landmark` graph (Bazarevsky et al., "BlazePose: On-device Real-time
+Body Pose tracking", 2020). Image coordinates are px of the full frame, centres at integer + 0.5.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from vqhps.errors import VqhpsError
+from vqhps.runtime.download import blazepose_models
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -34,12 +35,11 @@ KEYPOINT_NAMES: tuple[str, ...] = (
 """The 33 landmarks in order; left and right are the person's own."""
 
 NUM_KEYPOINTS = len(KEYPOINT_NAMES)
-DETECTION_SIZE = 224
 LANDMARK_SIZE = 256
 ROI_SCALE = 1.25
 """Side of the square crop over the size of the person (MediaPipe's value)."""
 
-_STRIDES_AND_ANCHORS_A_CELL = ((8, 2), (16, 2), (32, 6))
+_SURE = 0.9  # presence from which no second look is needed
 _CENTRE, _CIRCLE = NUM_KEYPOINTS, NUM_KEYPOINTS + 1  # the landmark model's two auxiliary points
 
 
@@ -68,41 +68,15 @@ class Roi:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Coarse detections, px.
-
-    `boxes` (N,4) xyxy around head and shoulders; `points` (N,4,2): between the hips, above the head at full-body
-    distance from there, between the shoulders, the same for the upper body; `scores` (N,) in [0,1].
-    """
-
-    boxes: Float[np.ndarray, "N 4"]
-    points: Float[np.ndarray, "N 4 2"]
-    scores: Float[np.ndarray, "N"]
-
-    def subset(self, chosen: np.ndarray) -> Candidates:
-        """Copy of the candidates that an index or bool array chooses."""
-        return Candidates(self.boxes[chosen], self.points[chosen], self.scores[chosen])
-
-    def scaled(self, scale: Float[np.ndarray, "2"]) -> Candidates:
-        """The candidates in an image enlarged by `scale` along x and y."""
-        return Candidates(self.boxes * np.tile(scale, 2), self.points * scale, self.scores)
-
-
-@dataclass(frozen=True)
 class Landmarks:
     """One person as the landmark model sees it.
 
-    `presence` in [0,1]: that there is a person; `keypoints` (33,2) px of the image; `keypoints3d` (33,3) m, camera axes
-    (x right, y down, z forward), centred between the hips; `visibility` (33,) in [0,1]; `mask` (256,256) bool over
-    `roi`; `next_roi`: where a second look would go.
+    `presence` in [0,1]: that there is a person; `keypoints` (33,2) px of the image; `next_roi`: where a second look
+    would go.
     """
 
     presence: float
     keypoints: Float[np.ndarray, "33 2"]
-    keypoints3d: Float[np.ndarray, "33 3"]
-    visibility: Float[np.ndarray, "33"]
-    mask: np.ndarray
-    roi: Roi
     next_roi: Roi
 
 
@@ -115,16 +89,6 @@ def rotation2d(angle: float) -> Float[np.ndarray, "2 2"]:
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Logistic function, safe for large arguments."""
     return 1.0 / (1.0 + np.exp(-np.clip(x, -80.0, 80.0)))
-
-
-def anchors() -> Float[np.ndarray, "2254 2"]:
-    """Centres of the detector's SSD anchors, in [0,1] of its square input: row by row, fine to coarse."""
-    grids = []
-    for stride, repeats in _STRIDES_AND_ANCHORS_A_CELL:
-        ticks = (np.arange(DETECTION_SIZE // stride) + 0.5) * stride / DETECTION_SIZE
-        y, x = np.meshgrid(ticks, ticks, indexing="ij")
-        grids.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2), repeats, axis=0))
-    return np.concatenate(grids)
 
 
 def roi_from_points(center: Float[np.ndarray, "2"], circle: Float[np.ndarray, "2"]) -> Roi:
@@ -141,10 +105,8 @@ def roi_from_box(box: Float[np.ndarray, "4"]) -> Roi:
     return Roi((box[:2] + box[2:]) / 2, ROI_SCALE * float((box[2:] - box[:2]).max()))
 
 
-def sample_roi(
-    image: UInt8[np.ndarray, "H W 3"], roi: Roi, size: int, repeat_edge: bool = False
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Resample the square `roi` of an image to `size` x `size` px; outside is black, or repeats the image's edge."""
+def sample_roi(image: UInt8[np.ndarray, "H W 3"], roi: Roi, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resample the square `roi` of an image to `size` x `size` px; outside repeats the image's edge."""
     step = roi.size / size
     source = roi
     if step >= 2:  # bilinear sampling would skip pixels: shrink the neighbourhood by area first
@@ -161,8 +123,9 @@ def sample_roi(
     matrix = source.matrix()
     pixels = np.hstack([matrix[:, :2] / size, matrix[:, 2:]])  # target px -> source px, continuous
     pixels[:, 2] += pixels[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV puts pixel centres at integers
-    border = cv2.BORDER_REPLICATE if repeat_edge else cv2.BORDER_CONSTANT
-    return cv2.warpAffine(image, pixels, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
+    return cv2.warpAffine(
+        image, pixels, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 @contextlib.contextmanager
@@ -193,8 +156,7 @@ class TfliteModel:
                 from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise VqhpsError(
-                f"the BlazePose detector needs ai-edge-litert, which cannot be imported ({error}): "
-                "`pip install ai-edge-litert`, or give boxes with --box or a boxes file"
+                f"BlazePose needs ai-edge-litert, which cannot be imported ({error}): `pip install 'vqhps[train]'`"
             ) from error
         with _silent_stderr():
             self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
@@ -210,54 +172,34 @@ class TfliteModel:
         return [self._interpreter.get_tensor(index)[0] for index in self._outputs]
 
 
-class PoseDetectionModel:
-    """`pose_detection.tflite`: person candidates in a square view of an image."""
-
-    def __init__(self, path: Path, threads: int = 1):
-        """Load the model at `path`."""
-        self._model = TfliteModel(path, threads)
-        self._anchors = anchors()
-
-    def __call__(self, image: UInt8[np.ndarray, "H W 3"], view: Roi, threshold: float) -> Candidates:
-        """Return every anchor whose score is at least `threshold`, before suppression, in image px."""
-        pixels = sample_roi(image, view, DETECTION_SIZE)
-        raw, logits = self._model(pixels.astype(np.float32) / 127.5 - 1.0)
-        scores = sigmoid(logits[:, 0])
-        keep = scores >= threshold
-        raw, centers = raw[keep].astype(float) / DETECTION_SIZE, self._anchors[keep]
-        middle, half = raw[:, :2] + centers, raw[:, 2:4] / 2
-        corners = np.stack([middle - half, middle + half], 1).reshape(-1, 2)
-        points = (raw[:, 4:].reshape(-1, 4, 2) + centers[:, None]).reshape(-1, 2)
-        return Candidates(
-            boxes=view.to_image(corners).reshape(-1, 4),
-            points=view.to_image(points).reshape(-1, 4, 2),
-            scores=scores[keep].astype(float),
-        )
-
-
 class PoseLandmarkModel:
-    """`pose_landmark_full.tflite`: 33 landmarks, a mask and a presence score for the person in a square crop."""
+    """`pose_landmark_full.tflite`: 33 landmarks and a presence score for the person in a square crop."""
 
-    def __init__(self, path: Path, threads: int = 1):
-        """Load the model at `path`."""
-        self._model = TfliteModel(path, threads)
+    def __init__(self, threads: int = 2):
+        """Load the model; the first use ever downloads it (see `download.blazepose_models`)."""
+        self._model = TfliteModel(blazepose_models()[1], threads)
+
+    def in_box(self, image: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4"]) -> Landmarks:
+        """Find the landmarks of the person in a box, xyxy px.
+
+        It starts from an upright square of 1.25 times the box; if unsure, it looks once more where its points put the
+        person, and keeps the surer look.
+        """
+        first = self(image, roi_from_box(box))
+        if first.presence >= _SURE:
+            return first
+        return max(first, self(image, first.next_roi), key=lambda landmarks: landmarks.presence)
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"], roi: Roi) -> Landmarks:
         """Find the landmarks of the person that fills `roi`."""
-        pixels = sample_roi(image, roi, LANDMARK_SIZE, repeat_edge=True)
-        flat, presence, mask, heatmaps, world = self._model(pixels.astype(np.float32) / 255.0)
+        pixels = sample_roi(image, roi, LANDMARK_SIZE)
+        flat, presence, _, heatmaps, _ = self._model(pixels.astype(np.float32) / 255.0)
         raw = flat.reshape(-1, 5).astype(float)
         points = refine_with_heatmaps(raw[:, :2] / LANDMARK_SIZE, heatmaps)
         placed = roi.to_image(points)
-        world = world.reshape(-1, 3)[:NUM_KEYPOINTS].astype(float)
-        world[:, :2] = world[:, :2] @ rotation2d(roi.rotation).T
         return Landmarks(
             presence=float(presence[0]),
             keypoints=placed[:NUM_KEYPOINTS],
-            keypoints3d=world,
-            visibility=sigmoid(raw[:NUM_KEYPOINTS, 3]),
-            mask=mask[..., 0] > 0,
-            roi=roi,
             next_roi=roi_from_points(placed[_CENTRE], placed[_CIRCLE]),
         )
 
@@ -278,12 +220,3 @@ def refine_with_heatmaps(
         ys, xs = np.mgrid[y0 : y0 + weights.shape[0], x0 : x0 + weights.shape[1]]
         refined[index] = np.array([(xs * weights).sum(), (ys * weights).sum()]) / (weights.sum() * size)
     return refined
-
-
-def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
-    """Concatenate the candidates of several views."""
-    return Candidates(
-        boxes=np.concatenate([part.boxes for part in parts]),
-        points=np.concatenate([part.points for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-    )
