@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-
 _SERVER = "import sys; from vqhps.cli import main; sys.exit(main(['app', '--port', sys.argv[1]]))"
 PATIENCE = 120  # s
 
