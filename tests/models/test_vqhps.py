@@ -64,6 +64,10 @@ def test_the_mesh_is_the_rotated_decoded_one() -> None:
     soft = build(decode="expected").eval().predict(torch.randn(2, 3, 64, 64))
     expected = model.tokenizer.decode_expected(soft.logits.softmax(-1))
     torch.testing.assert_close(soft.vertices, rotate(soft.rotation, expected))
+    codes = model.tokenizer.quantizer.expected_codes(soft.logits.softmax(-1))
+    own = model.tokenizer.codebook[model.tokenizer.book_of_token]  # (T, K, D)
+    nearest = (own[None] - codes[:, :, None]).square().sum(-1).argmin(-1)
+    assert torch.equal(soft.indices, nearest) and not torch.equal(soft.indices, soft.logits.argmax(-1))
 
 
 def test_the_token_head_is_causal() -> None:

@@ -1,7 +1,6 @@
 """VQ-HPS with one of its choices undone, for ablations; see `vqhps study scarce`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,9 +50,8 @@ class LatentVQHPS(VQHPS):
         with torch.no_grad():
             return {"": self.output(self.encode(image, None, trunk), self.config.decode, full=False)}
 
-    def output(self, encoded: Encoded, decode: Decode, full: bool) -> Output:
-        """See `VQHPS.output`."""
-        return replace(super().output(encoded, decode, full), indices=None)
+    def _indices(self, logits: Float[Tensor, "B T D"], how: Decode) -> None:
+        """There are none."""
 
     def decode_mesh(self, logits: Float[Tensor, "B T D"], how: Decode) -> Float[Tensor, "B Vc 3"]:
         """Coarse canonical vertices of latents; there is one way."""
@@ -85,7 +83,7 @@ class OrientedVQHPS(VQHPS):
             with torch.no_grad():
                 rotation = fit_rotation(self.tokenizer.template.expand_as(coarse), coarse)
             joints = self.tokenizer.regressor("coco17") @ coarse
-            return Output(vertices, joints, rotation, camera, logits, logits.argmax(-1))
+            return Output(vertices, joints, rotation, camera, logits, self._indices(logits, decode))
 
     def token_loss(self, logits: Float[Tensor, "B T K"], batch: Mapping[str, Tensor]) -> Float[Tensor, "B"]:
         """See `VQHPS.token_loss`; the codes are those of the turned mesh."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -205,9 +205,13 @@ class VQHPS(Method):
                 rotation=rotation,
                 camera=camera,
                 logits=logits,
-                indices=logits.argmax(-1),
+                indices=self._indices(logits, decode),
                 keypoints=encoded.keypoints,
             )
+
+    def _indices(self, logits: Float[Tensor, "B T K"], how: Decode) -> Int[Tensor, "B T"] | None:
+        """The codes that the mesh is decoded from, or those nearest to the expected ones."""
+        return logits.argmax(-1) if how == "argmax" else self.tokenizer.nearest_expected(logits.detach().softmax(-1))
 
     def decode_mesh(self, logits: Float[Tensor, "B T K"], how: Decode) -> Float[Tensor, "B Vc 3"]:
         """Coarse canonical vertices of a distribution over codes."""

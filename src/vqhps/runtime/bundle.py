@@ -85,9 +85,10 @@ class BundleOutput:
     """What the graph gives for N crops.
 
     Attributes:
-        indices: (N, T) int64.
+        indices: (N, T) int64, the tokens nearest to the mesh.
         logits: (N, T, K).
-        vertices: (N, V, 3) m, camera axes, centred on the vertex mean.
+        vertices: (N, V, 3) m, camera axes; the mean of the coarse mesh is the origin, that of the full one lies
+            some cm from it.
         joints: (N, 17, 3) COCO-17, same frame.
         rotation: (N, 3, 3) canonical -> camera.
         camera: (N, 3) weak perspective of the crop, `(s, tx, ty)`.

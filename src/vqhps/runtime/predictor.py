@@ -41,7 +41,7 @@ class Prediction:
         crop_center: (2,) px.
         crop_size: side of the square crop, px.
         focal: px; the principal point is the centre of the photo.
-        indices: (T,) tokens of the body.
+        indices: (T,) tokens of the body, those nearest to its mesh.
     """
 
     box: np.ndarray

@@ -152,6 +152,10 @@ class MeshVQVAE(nn.Module):
         """Canonical coarse vertices of the mean code under a distribution over codes; differentiable."""
         return self.decode_latents(self.quantizer.expected_codes(probability))
 
+    def nearest_expected(self, probability: Float[Tensor, "B T K"]) -> Int[Tensor, "B T"]:
+        """Tokens nearest to the mean code under a distribution over codes."""
+        return self.quantizer.nearest(self.quantizer.expected_codes(probability))
+
     def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]:
         """Full mesh from the coarse one."""
         return blend(coarse, self.mesh.get_buffer("upsample_indices"), self.mesh.get_buffer("upsample_weights"))
