@@ -73,7 +73,7 @@ class StudyConfig:
         out: folder of the study.
         photos: folder of photos with labelled key points, as `evaluate coco-free` takes it; without it, none.
         ablations: variants of the first entry, that are trained at `ablation_size` only.
-        ablation_size: see above.
+        ablation_size, ablation_seeds: see above, and below.
         sizes: numbers of training samples; in one seed those of a smaller number are among those of a larger.
         seeds: each draws samples, weights and order anew.
         rates: learning rates; each entry gets the one that is best on held-back samples after training with the first
@@ -90,6 +90,7 @@ class StudyConfig:
     photos: str | None = None
     ablations: tuple[StudyEntry, ...] = ()
     ablation_size: int = 1000
+    ablation_seeds: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = (300, 1000, 3000, 10_000)
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -348,5 +349,5 @@ def run_study(config: StudyConfig, docs: Path | None = None) -> Path:
         seeds = config.seeds[:count]
         rows = [study.row(entry, size, seeds) for size in sorted(config.sizes) for entry in config.entries]
         write_report(study, rows, [], None)
-    ablations = [study.row(entry, config.ablation_size, config.seeds) for entry in config.ablations]
+    ablations = [study.row(entry, config.ablation_size, config.ablation_seeds) for entry in config.ablations]
     return write_report(study, rows, ablations, docs)
