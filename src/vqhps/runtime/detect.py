@@ -174,7 +174,7 @@ class PersonDetector:
     def _look(
         self, image: UInt8[np.ndarray, "H W 3"], long_side: int
     ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"]]:
-        """Boxes, cut at the image, and scores of all who are possible; looks at `long_side` px, or fewer if it is small."""
+        """Boxes, cut at the image, and scores of all who are possible, seen at `long_side` px or at the size it has."""
         size = np.array(image.shape[1::-1])
         scale = min(1.0, long_side / size.max())
         small = np.maximum(_MULTIPLE, np.round(size * scale / _MULTIPLE).astype(int) * _MULTIPLE)
