@@ -174,9 +174,9 @@ class PersonDetector:
     def _look(
         self, image: UInt8[np.ndarray, "H W 3"], long_side: int
     ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"]]:
-        """Boxes, cut at the image, and scores of all who are possible, in the image scaled to `long_side` px."""
+        """Boxes, cut at the image, and scores of all who are possible, seen at `long_side` px or at the size it has."""
         size = np.array(image.shape[1::-1])
-        scale = long_side / size.max()
+        scale = min(1.0, long_side / size.max())
         small = np.maximum(_MULTIPLE, np.round(size * scale / _MULTIPLE).astype(int) * _MULTIPLE)
         way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         pixels = cv2.resize(image, (int(small[0]), int(small[1])), interpolation=way)
