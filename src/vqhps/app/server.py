@@ -65,7 +65,6 @@ def _keep_private(root: Path) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
     tempfile.tempdir = str(root)  # uploads that are broken off
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vqhps.errors import VqhpsError
+from vqhps.runtime.bundle import open_session
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -28,14 +28,7 @@ class NanoDet:
 
     def __init__(self, threads: int = 2, path: Path = _MODEL) -> None:
         """Load the model with so many threads; raises `VqhpsError` where it is missing or damaged."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has no common class of errors
-            raise VqhpsError(f"the person detector {path} cannot be loaded ({error}): install vqhps again") from error
+        self._session = open_session(path, ("image",), (), threads)
 
     def __call__(
         self, images: UInt8[np.ndarray, "N H W 3"], threshold: float
