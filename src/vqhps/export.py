@@ -35,7 +35,7 @@ _MAX_KEPT = 500_000  # and so do buffers below this size: the template, the upsa
 _BATCHES = (1, 3)  # sizes tried, to be sure that the batch is free
 
 
-Weights = Literal["half", "single", "int8"]
+Weights = Literal["half", "small", "single", "int8"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class ExportConfig:
         input_size: side of the crop, px.
         crop_scale: side of the crop over the long side of the box.
         body: name of the body model.
-        weights: how they are stored. `half`: large ones in half precision, computed in single; `int8`: convolutions
+        weights: how they are stored. `half`: large ones in half precision, computed in single; `small`: so too, but
+            matrices of a million numbers and more in eight bits, as what is shipped; `int8`: convolutions
             run in eight bits, which is faster.
     """
 
@@ -140,7 +141,8 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
         if config.weights == "int8":
             quantize_convolutions(single, crops)
         if config.weights != "single":
-            halve_weights(single, keep=[b.numpy() for b in model.buffers() if b.numel() < _MAX_KEPT])
+            keep = [b.numpy() for b in model.buffers() if b.numel() < _MAX_KEPT]
+            halve_weights(single, keep, config.weights == "small")
         report = _check_written(Bundle.load(staging), crops, expected, single_mm, single.stat().st_size)
     logger.info("wrote %s: %s", out, asdict(report))
     return report
@@ -204,8 +206,8 @@ def trace(graph: nn.Module, example: dict[str, Tensor], outputs: Sequence[str], 
         raise VqhpsError(f"torch cannot export this model to ONNX: {reason}") from error
 
 
-def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
-    """Store large single-precision tensors in half precision, the largest matrices in eight bits with a scale a row.
+def halve_weights(path: Path, keep: Sequence[np.ndarray], small: bool = False) -> None:
+    """Store large single-precision tensors in half precision.
 
     Each is followed by the way back to single precision, which runtimes fold while loading.
 
@@ -213,6 +215,7 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
         path: ONNX file, changed in place.
         keep: values to leave, whatever the exporter calls them and however it transposes them: a template in half
             precision would be off by up to a quarter of a millimetre.
+        small: store the largest matrices in eight bits, with a scale a row.
     """
     model = onnx.load(path)
     kept = {np.sort(values, axis=None).tobytes() for values in keep if values.dtype == np.float32}
@@ -225,7 +228,7 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray]) -> None:
         if np.sort(values, axis=None).tobytes() in kept:
             continue
         name, half = tensor.name, values.clip(-65504, 65504).astype(np.float16)
-        if values.ndim == 2 and values.size >= _MIN_EIGHT:
+        if small and values.ndim == 2 and values.size >= _MIN_EIGHT:
             scale = np.maximum(np.abs(values).max(1, keepdims=True), 1e-12) / 127
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.round(values / scale).astype(np.int8), f"{name}_eight"))
             scales.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
