@@ -276,8 +276,8 @@ class Export:
     input_size: int | None = None
     """Side of the crops, px; by default what the backbone needs, or 224."""
     weights: Literal["half", "small", "single", "int8"] = "half"
-    """How they are stored; small keeps the largest matrices in eight bits, as the shipped bundle has them; int8 runs the
-    convolutions in eight bits: faster, and it needs --photos."""
+    """How they are stored; small keeps the largest matrices in eight bits, as the shipped bundle has them; int8 runs
+    the convolutions in eight bits: faster, and it needs --photos."""
     photos: Path | None = None
     """Folder of photos of people, to measure the ranges of int8 on and to compare with torch."""
     crop_scale: float = 1.25
