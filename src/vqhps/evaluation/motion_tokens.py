@@ -75,7 +75,7 @@ def evaluate_motion_tokens(predictions: Path) -> list[Stored]:
     """Store the meshes of a video as tokens and by general means, and compare what comes back.
 
     `npz`: the file, with boxes, joints and all. `tokens`: a `.vqt` of it. `tokens by themselves`: the same, each frame
-    decoded without those around it. `predicted tokens`: `indices` of the file, the most probable ones of each single
+    decoded without those around it. `predicted tokens`: `indices` of the file, those nearest to each single
     frame, instead of those of the meshes. The rest stores meshes only, in 16 bits: as half-precision numbers (as in the
     NPZ), as whole millimetres, and as differences of these from the frame before; zlib level 9, xz preset 6. All meshes
     are in memory at a time.
