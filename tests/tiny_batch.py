@@ -4,15 +4,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from tiny_shards import random_bodies, random_poses
+from tiny_shards import TinyBody, random_bodies, random_poses
+from vqhps.body import named
 from vqhps.geometry import project, rotate
+from vqhps.models import method
 from vqhps.models.cliff import CLIFF, project_full_frame
 
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every named body is the tiny one, in tests that import this."""
+    for module in (method, named):
+        monkeypatch.setattr(module, "named_body", lambda name: TinyBody())
 
 
 def projection(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

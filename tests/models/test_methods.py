@@ -12,7 +12,8 @@ from torch import Tensor
 from published_people import smpl_file
 from shared import set_weights
 from tiny_batch import made_batch, projection
-from tiny_shards import TinyBody, random_bodies, random_poses, symmetric_tokenizer
+from tiny_batch import tiny as tiny
+from tiny_shards import random_bodies, random_poses, symmetric_tokenizer
 from vqhps.body import named
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_quaternion, project, rotate
@@ -37,12 +38,6 @@ GOLDEN = {  # std of vertices, sum of joints and of camera, losses by name, grad
     "fastmetro": [0.3224165, 2.063889, -6.971014, 6.073899, 4.515069, 6.366959, 492.5204],
 }
 REAL = named.named_body
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (method, named):
-        monkeypatch.setattr(module, "named_body", lambda name: TinyBody())
 
 
 def build(name: str, **changes: Any) -> Any:

@@ -7,21 +7,15 @@ import pytest
 import torch
 
 from tiny_batch import made_batch
-from tiny_shards import TinyBody, symmetric_tokenizer
-from vqhps.body import named
+from tiny_batch import tiny as tiny
+from tiny_shards import symmetric_tokenizer
 from vqhps.errors import VqhpsError
 from vqhps.geometry import fit_rotation, rotate
-from vqhps.models import MODELS, method
+from vqhps.models import MODELS
 from vqhps.models.vqhps import VQHPSConfig, VQHPSLossConfig
 from vqhps.training_state import rate_share
 
 PUBLISHED = {"vertices": 0.0, "joints": 0.0, "label_sigma": 0.0, "decode": "argmax"}
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (method, named):
-        monkeypatch.setattr(module, "named_body", lambda name: TinyBody())
 
 
 def build(name: str, **changes: Any) -> Any:
