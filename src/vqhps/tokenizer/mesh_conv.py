@@ -47,8 +47,9 @@ class MeshConv(nn.Module):
     def forward(self, x: Float[Tensor, "Vi B Ci"]) -> Float[Tensor, "V B Co"]:
         """Convolve a batch."""
         if torch.compiler.is_compiling():
-            mixed = torch.einsum("pnw,pnbi->pbwi", self.coefficients, padded_neighbours(x, self.neighbours))
-            return torch.einsum("pbwi,wio->pbo", mixed, self.bases) + self.bias
+            near = padded_neighbours(x, self.neighbours)
+            mixed = (self.coefficients.transpose(1, 2) @ near.flatten(2)).unflatten(2, near.shape[2:])
+            return mixed.transpose(1, 2).flatten(2) @ self.bases.flatten(0, 1) + self.bias
         matrices = self.bases.transpose(1, 2) if self.edges.gather_on_inputs else self.bases
         return Convolve.apply(x, self.coefficients, matrices.contiguous(), self.edges) + self.bias
 
@@ -82,12 +83,17 @@ class MeshPool(nn.Module):
     def forward(self, x: Float[Tensor, "Vi B C"]) -> Float[Tensor, "V B C"]:
         """Pool a batch."""
         if torch.compiler.is_compiling():
-            return torch.einsum("pn,pnbc->pbc", self.shares(), padded_neighbours(x, self.neighbours))
+            near = padded_neighbours(x, self.neighbours)
+            return (self.shares()[:, None] @ near.flatten(2)).unflatten(2, near.shape[2:])[:, 0]
         return Blend.apply(x.flatten(1), self.edges.weights(self.shares()[..., None])[0], self.edges).unflatten(
             1, x.shape[1:]
         )
 
 
 def padded_neighbours(x: Float[Tensor, "Vi B C"], neighbours: Int[Tensor, "V M"]) -> Float[Tensor, "V M B C"]:
-    """Copies of the neighbours, zero where there is none: what a graph compiler or an exporter is given to trace."""
-    return torch.cat([x, torch.zeros_like(x[:1])])[neighbours]
+    """Copies of the neighbours, zero where there is none: what a graph compiler or an exporter is given to trace.
+
+    It is given products of matrices, too: runtimes are slow at the sums of `einsum`, and at indices of several axes.
+    """
+    rows = torch.cat([x, torch.zeros_like(x[:1])]).index_select(0, neighbours.flatten())
+    return rows.unflatten(0, neighbours.shape)
