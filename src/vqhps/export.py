@@ -31,6 +31,7 @@ _EQUAL = 0.9  # share of tokens: two codes may be equally near
 _LIMIT_MM = 1.0  # mean deviation of vertices that weights of less precision may cause
 _MIN_HALF = 1024  # smaller tensors (biases, norms) stay in single precision
 _MIN_EIGHT = 1_000_000  # larger matrices are stored in eight bits
+_TOGETHER = 32  # numbers of a row that share a scale there
 _MAX_KEPT = 500_000  # and so do buffers below this size: the template, the upsampler, the codebook
 _BATCHES = (1, 3)  # sizes tried, to be sure that the batch is free
 
@@ -215,7 +216,7 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray], small: bool = False) -
         path: ONNX file, changed in place.
         keep: values to leave, whatever the exporter calls them and however it transposes them: a template in half
             precision would be off by up to a quarter of a millimetre.
-        small: store the largest matrices in eight bits, with a scale a row.
+        small: store the largest matrices in eight bits, with a scale for every 32 numbers of a row.
     """
     model = onnx.load(path)
     kept = {np.sort(values, axis=None).tobytes() for values in keep if values.dtype == np.float32}
@@ -229,11 +230,14 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray], small: bool = False) -
             continue
         name, half = tensor.name, values.clip(-65504, 65504).astype(np.float16)
         if small and values.ndim == 2 and values.size >= _MIN_EIGHT:
-            scale = np.maximum(np.abs(values).max(1, keepdims=True), 1e-12) / 127
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.round(values / scale).astype(np.int8), f"{name}_eight"))
-            scales.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
-            back.append(onnx.helper.make_node("Cast", [f"{name}_eight"], [f"{name}_steps"], to=onnx.TensorProto.FLOAT))
-            back.append(onnx.helper.make_node("Mul", [f"{name}_steps", f"{name}_scale"], [name]))
+            stored, *rest = _in_eight_bits(name, values)
+            tensor.CopyFrom(stored)
+            scales.extend(rest)
+            for part, way in (("eight", "steps"), ("half_scale", "scale")):
+                names = [f"{name}_{part}"], [f"{name}_{way}"]
+                back.append(onnx.helper.make_node("Cast", *names, to=onnx.TensorProto.FLOAT))
+            back.append(onnx.helper.make_node("Mul", [f"{name}_steps", f"{name}_scale"], [f"{name}_parts"]))
+            back.append(onnx.helper.make_node("Reshape", [f"{name}_parts", f"{name}_shape"], [name]))
         elif np.allclose(half, values, rtol=1e-3, atol=1e-4):
             tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
             back.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
@@ -244,6 +248,17 @@ def halve_weights(path: Path, keep: Sequence[np.ndarray], small: bool = False) -
     model.graph.node.extend([*back, *nodes])
     strip_traces(model)
     onnx.save(model, path)
+
+
+def _in_eight_bits(name: str, matrix: Float[np.ndarray, "R C"]) -> list[onnx.TensorProto]:
+    """A matrix in steps from -127 to 127, their sizes, and its shape: the steps are stored in the groups that share a
+    size."""
+    columns = matrix.shape[1]
+    groups = matrix.reshape(len(matrix), -1, _TOGETHER if columns % _TOGETHER == 0 else columns)
+    size = (np.maximum(np.abs(groups).max(2, keepdims=True), 1e-4) / 127).astype(np.float16)  # less would become 0
+    steps = np.round(groups / size.astype(np.float32)).clip(-127, 127).astype(np.int8)
+    parts = {"eight": steps, "half_scale": size, "shape": np.array(matrix.shape)}
+    return [onnx.numpy_helper.from_array(values, f"{name}_{part}") for part, values in parts.items()]
 
 
 def _shorten_indices(graph: onnx.GraphProto) -> None:

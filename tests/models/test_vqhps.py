@@ -135,6 +135,20 @@ def test_soft_targets_prefer_near_codes() -> None:
     torch.testing.assert_close(neighbour_targets(codebook, 0.01)[0, 2:, 2:], torch.eye(2))
 
 
+def test_scores_by_distance_are_highest_where_the_token_is() -> None:
+    model = build(scores="distance").eval()
+    scores, codes = model.token_head.scores, model.tokenizer.codebook[model.tokenizer.book_of_token]
+    wanted = torch.arange(6) + 3
+    place = (scores.codes / (3 * scores.deviation[:, None]))[torch.arange(6), wanted]
+    scores.place = torch.nn.Identity()  # the tokens say themselves where they are
+    assert torch.equal(scores(place[None]).argmax(-1), wanted[None])
+    apart = ((codes - codes[torch.arange(6), wanted][:, None]) / codes.std(1)[:, None]).square().sum(2)
+    expected = (-4 * torch.e**-2 * apart).softmax(1)
+    torch.testing.assert_close(scores(place[None])[0].softmax(1), expected)
+    with pytest.raises(VqhpsError, match="first_guess"):
+        build(scores="distance", first_guess=True)
+
+
 def test_missing_key_points_are_not_looked_at() -> None:
     model = build(sources=("image", "keypoints")).eval()
     image, keypoints = torch.randn(1, 3, 64, 64), torch.rand(1, 17, 4)

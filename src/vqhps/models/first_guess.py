@@ -1,4 +1,5 @@
-"""The first guess of a body: where each token lies among its codes, from a vector of the image and key points."""
+"""The first guess of a body: where each token lies among its codes, from a vector of the image and key points; and
+scores of codes by their distance from such a place."""
 
 import torch
 from jaxtyping import Float
@@ -56,12 +57,57 @@ class FirstGuess(nn.Module):
         x = self.layers(sum(parts))
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            guess = 3 * self.deviation * self.latents(x).view(-1, *self.middle.shape)  # from the middle
-            codes = self.codes - self.middle[:, None]
-            weight = 4 * self.sharpness.exp() / self.deviation.square()
-            # minus the weighted squared distance, up to what all codes of a token share
-            near = ((weight * guess).transpose(0, 1) @ codes.transpose(1, 2)).transpose(0, 1)
-            return 2 * near - (weight[:, None] * codes.square()).sum(2), self.rotation(x), self.camera(x)
+            place = self.latents(x).view(-1, *self.middle.shape)
+            logits = by_distance(place, self.codes - self.middle[:, None], self.deviation, self.sharpness)
+            return logits, self.rotation(x), self.camera(x)
+
+
+class DistanceScores(nn.Module):
+    """Scores of the codes of each token by their distance from a place among them, which is read from the token.
+
+    In place of a weight vector a code: where the tokens have a codebook each, that is as many vectors as there are
+    codes in all, and one linear layer for all tokens has to find room for them. Here the codes are where they are.
+
+    Args:
+        dim: of the tokens.
+        codes: of each token.
+    """
+
+    codes: Float[Tensor, "T K D"]
+    deviation: Float[Tensor, "T D"]
+
+    def __init__(self, dim: int, codes: Float[Tensor, "T K D"]) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes - codes.mean(1, keepdim=True))
+        self.register_buffer("deviation", codes.std(1))
+        self.place = nn.Linear(dim, codes.shape[2])
+        nn.init.normal_(self.place.weight, std=0.002)
+        nn.init.zeros_(self.place.bias)
+        self.sharpness = nn.Parameter(torch.full_like(self.deviation, -2.0))
+
+    def forward(self, tokens: Float[Tensor, "B T dim"]) -> Float[Tensor, "B T K"]:
+        """Logits; in float32."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return by_distance(self.place(tokens.float()), self.codes, self.deviation, self.sharpness)
+
+
+def by_distance(
+    place: Float[Tensor, "B T D"],
+    codes: Float[Tensor, "T K D"],
+    deviation: Float[Tensor, "T D"],
+    sharpness: Float[Tensor, "T D"],
+) -> Float[Tensor, "B T K"]:
+    """Logits of codes: minus their weighted squared distance from a place, up to what all codes of a token share.
+
+    Args:
+        place: from the codes' middle, in three times their deviation.
+        codes: from their middle.
+        deviation: of the codes.
+        sharpness: logarithm of the weight of a distance, from that of half the deviation.
+    """
+    weight = 4 * sharpness.exp() / deviation.square()
+    near = ((weight * 3 * deviation * place).transpose(0, 1) @ codes.transpose(1, 2)).transpose(0, 1)
+    return 2 * near - (weight[:, None] * codes.square()).sum(2)
 
 
 def joint_depth(joints: Float[Tensor, "B 17 3"]) -> Float[Tensor, "B 17"]:

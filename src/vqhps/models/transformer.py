@@ -143,7 +143,7 @@ class CausalHead(nn.Module):
         self.attention = Attention(dim, heads, dropout)
         self.feed_forward = feed_forward(dim, hidden, dropout, nn.GELU)
         self.dropout = Dropout(dropout)
-        self.scores = nn.Linear(dim, num_codes, bias=False)
+        self.scores: nn.Module = nn.Linear(dim, num_codes, bias=False)
 
     def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """Logits of the codes."""
@@ -151,4 +151,5 @@ class CausalHead(nn.Module):
         attended = self.attention.proj(self.attention.value(x)) if self.alone else self.attention(x, x, x, causal=True)
         tokens = tokens + self.dropout(attended)
         tokens = tokens + self.dropout(self.feed_forward(self.norm2(tokens)))
-        return self.scores(self.norm(tokens))
+        scores: Tensor = self.scores(self.norm(tokens))
+        return scores

@@ -18,6 +18,7 @@ from vqhps.models.backbones import create_backbone
 from vqhps.models.first_guess import (
     MEAN_CAMERA,
     MEAN_ROTATION_6D,
+    DistanceScores,
     FirstGuess,
     disturbed,
     either_way,
@@ -28,6 +29,7 @@ from vqhps.models.first_guess import (
 from vqhps.models.losses import keypoint_error, mesh_terms, over_known, weighted
 from vqhps.models.method import Method, MethodConfig
 from vqhps.models.output import Output
+from vqhps.models.refinement import Refinement
 from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
 
 Source = Literal["image", "keypoints"]
@@ -77,8 +79,11 @@ class VQHPSConfig(MethodConfig):
         dropout: in the transformer and between the layers of the rotation and camera head.
         head_attention: of the block that scores the codes: causal, from token to token, or `self`, each token to itself
             alone, which is what the published code does with one image.
+        scores: of the codes: `free` weights a code, as published, or by their `distance` from a predicted place.
         head_activation: between the layers of the rotation and camera head; the published one has none.
         decode: at prediction, the mesh of the best code of each token or of the expected code.
+        refine: at prediction, move the body of the expected codes onto the key points that the backbone finds, see
+            `vqhps.models.refinement`.
         mirror: at prediction, average the key points that the backbone finds with those it finds in the mirrored crop.
         loss: weights.
     """
@@ -92,9 +97,11 @@ class VQHPSConfig(MethodConfig):
     hidden: int = 1024
     dropout: float = 0.1
     head_attention: Literal["causal", "self"] = "causal"
+    scores: Literal["free", "distance"] = "free"
     head_activation: Literal["none", "relu"] = "relu"
     decode: Decode = "argmax"
     mirror: bool = False
+    refine: bool = False
     loss: VQHPSLossConfig = VQHPSLossConfig()
 
 
@@ -143,13 +150,21 @@ class VQHPS(Method):
         self.decoder_norm = nn.LayerNorm(dim)
         alone = config.head_attention == "self"
         self.token_head = CausalHead(dim, heads, hidden, self.tokenizer.num_codes, dropout, alone)
+        codes = self.tokenizer.codebook[self.tokenizer.book_of_token]
+        if config.scores == "distance":
+            self.token_head.scores = DistanceScores(dim, codes)
         if config.first_guess:
             channels = self.backbone.pooled_channels if "image" in config.sources else 0
-            codes = self.tokenizer.codebook[self.tokenizer.book_of_token]
             self.guess = FirstGuess(channels, "keypoints" in config.sources, codes, dropout)
-            nn.init.zeros_(self.token_head.scores.weight)  # the transformer corrects the guess
+            if config.scores == "distance":
+                raise VqhpsError("scores by distance are what first_guess gives already: leave out one of them")
+            nn.init.zeros_(self.token_head.scores.weight)  # type: ignore[arg-type]  # the transformer corrects the guess
         else:
             self.pose_head = PoseHead(pooled, dropout, config.head_activation)
+        if config.refine and not ("image" in config.sources and self.backbone.finds_keypoints):
+            raise VqhpsError("refine needs a backbone that finds key points: blazepose")
+        self.refinement = Refinement(self.tokenizer) if config.refine else None
+        self.register_load_state_dict_post_hook(_read_tokenizer)
 
     def forward(
         self,
@@ -197,21 +212,30 @@ class VQHPS(Method):
         """What `Output` wants, from what the networks say."""
         logits, rotation_6d, camera = encoded.logits.float(), encoded.rotation_6d.float(), encoded.camera.float()
         with torch.autocast(logits.device.type, enabled=False):  # metres need float32
-            coarse = self.decode_mesh(logits, decode)
             rotation = matrix_from_6d(rotation_6d)
+            indices: Tensor | None
+            if self.refinement is not None and decode == "expected" and not self.training:
+                assert encoded.keypoints is not None
+                found = with_confidence(encoded.keypoints.float())
+                latents, rotation, camera = self.refinement(logits.softmax(-1), rotation, camera, found)
+                coarse, indices = self.tokenizer.decode_latents(latents), self.tokenizer.nearest(latents)
+            else:
+                coarse, indices = self.decode_mesh(logits, decode), self._indices(logits, decode)
             return Output(
                 vertices=rotate(rotation, self.tokenizer.upsample(coarse) if full else coarse),
                 joints=rotate(rotation, self.tokenizer.regressor("coco17") @ coarse),
                 rotation=rotation,
                 camera=camera,
                 logits=logits,
-                indices=self._indices(logits, decode),
+                indices=indices,
                 keypoints=encoded.keypoints,
             )
 
     def _indices(self, logits: Float[Tensor, "B T K"], how: Decode) -> Int[Tensor, "B T"] | None:
         """The codes that the mesh is decoded from, or those nearest to the expected ones."""
-        return logits.argmax(-1) if how == "argmax" else self.tokenizer.nearest_expected(logits.detach().softmax(-1))
+        if how == "argmax":
+            return logits.argmax(-1)
+        return self.tokenizer.nearest(self.tokenizer.expected_latents(logits.detach().softmax(-1)))
 
     def decode_mesh(self, logits: Float[Tensor, "B T K"], how: Decode) -> Float[Tensor, "B Vc 3"]:
         """Coarse canonical vertices of a distribution over codes."""
@@ -228,10 +252,13 @@ class VQHPS(Method):
         """What the networks say of crops; see `forward` for the arguments."""
         vector, shown, found, features = None, None, None, None
         if "image" in self.config.sources:
-            seen = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
-            features, vector, found = seen.features, seen.vector, seen.keypoints
-            if self.config.mirror and not self.training and image is not None and found is not None:
-                found = either_way(found, self.backbone(image.flip(3)).keypoints)
+            if image is not None and self.config.mirror and not self.training and self.backbone.finds_keypoints:
+                seen = self.backbone(torch.cat([image, image.flip(3)]))  # together: faster
+                features, vector = (x[: image.shape[0]] for x in (seen.features, seen.vector))
+                found = either_way(seen.keypoints[: image.shape[0]], seen.keypoints[image.shape[0] :])
+            else:
+                seen = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
+                features, vector, found = seen.features, seen.vector, seen.keypoints
             if self.backbone_rotation is not None:
                 vector = self.backbone_rotation(image).vector
         if "keypoints" in self.config.sources:
@@ -319,6 +346,12 @@ class VQHPS(Method):
             return functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
         soft = self._soft_targets[self.tokenizer.book_of_token, target]
         return -(soft * logits.log_softmax(-1)).sum(-1).mean(1)
+
+
+def _read_tokenizer(model: VQHPS, _: object) -> None:
+    """The weights of the tokenizer are others now."""
+    if model.refinement is not None:
+        model.refinement.read(model.tokenizer)
 
 
 class PoseHead(nn.Module):

@@ -150,11 +150,15 @@ class MeshVQVAE(nn.Module):
 
     def decode_expected(self, probability: Float[Tensor, "B T K"]) -> Float[Tensor, "B Vc 3"]:
         """Canonical coarse vertices of the mean code under a distribution over codes; differentiable."""
-        return self.decode_latents(self.quantizer.expected_codes(probability))
+        return self.decode_latents(self.expected_latents(probability))
 
-    def nearest_expected(self, probability: Float[Tensor, "B T K"]) -> Int[Tensor, "B T"]:
-        """Tokens nearest to the mean code under a distribution over codes."""
-        return self.quantizer.nearest(self.quantizer.expected_codes(probability))
+    def expected_latents(self, probability: Float[Tensor, "B T K"]) -> Float[Tensor, "B L D"]:
+        """The mean code under a distribution over codes; differentiable."""
+        return self.quantizer.expected_codes(probability)
+
+    def nearest(self, latents: Float[Tensor, "B L D"]) -> Int[Tensor, "B T"]:
+        """Tokens nearest to latents."""
+        return self.quantizer.nearest(latents)
 
     def upsample(self, coarse: Float[Tensor, "B Vc 3"]) -> Float[Tensor, "B V 3"]:
         """Full mesh from the coarse one."""
