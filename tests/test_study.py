@@ -171,6 +171,32 @@ def test_the_rate_is_the_best_one_on_held_back_samples(folder: Path, monkeypatch
     assert other.rate(variant) == 1e-4
 
 
+def test_an_entry_may_read_what_another_trained(folder: Path) -> None:
+    model = MODELS["vqhps"][0](**BACKBONE, **SMALL["vqhps"])
+    mean = StudyEntry("mean code", "vqhps", dataclasses.replace(model, decode="expected"), of="vqhps")
+    alone = config(folder, "out", ("vqhps",), sizes=(4,), seeds=(0,))
+    run_study(alone)
+    both = dataclasses.replace(alone, entries=(*alone.entries, mean))
+    run_study(both)  # an entry that joins later
+    assert len(files(folder / "out", "done.json")) == 2  # two rates
+    measures = files(folder / "out", "measures.json")
+    assert len(measures) == 2
+    best, read = (next(m["test"] for n, m in measures.items() if n.startswith(name)) for name in ("vqhps", "mean"))
+    assert best != read
+    assert one_row(folder / "out" / "report.md", "mean code")[:2] == ["mean code", "4"]
+    for wrong, message in (
+        (dataclasses.replace(mean, model=dataclasses.replace(model, dim=64)), "differ in `decode` only"),
+        (dataclasses.replace(mean, of="other"), "none of the study"),
+    ):
+        with pytest.raises(VqhpsError, match=message):
+            study.Study(dataclasses.replace(both, out=str(folder / "wrong"), entries=(*both.entries[:1], wrong)))
+
+
+def one_row(report: Path, name: str) -> list[str]:
+    line = next(x for x in report.read_text().splitlines() if x.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_the_interval_is_that_of_student() -> None:
     assert interval(np.array([1.0])) == 0
     assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(4.302653 * 1 / 3**0.5)

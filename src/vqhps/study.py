@@ -49,12 +49,14 @@ class StudyEntry:
         method: in `vqhps.models.MODELS`.
         model: its settings.
         tokenizer: checkpoint of its own tokenizer; by default that of the training all have in common.
+        of: the name of another entry whose trained models this one reads by another `decode`; all else is the same.
     """
 
     name: str
     method: str
     model: Any
     tokenizer: str = ""
+    of: str = ""
 
     @staticmethod
     def types_of(values: dict[str, Any]) -> dict[str, type[Any]]:
@@ -172,6 +174,14 @@ class Study:
         everyone = (*config.entries, *config.ablations)
         if len({e.name for e in everyone}) < len(everyone):
             raise VqhpsError("two entries of the study have the same name")
+        self.named = {e.name: e for e in everyone}
+        for entry in everyone:
+            base = self.trained_as(entry)
+            ours, theirs = ({**to_dict(e), "name": "", "of": ""} for e in (entry, base))
+            for one in (ours, theirs):
+                one["model"].pop("decode", None)
+            if entry.of and (base.of or ours != theirs):
+                raise VqhpsError(f"entry {entry.name} reads models of {entry.of}: it may differ in `decode` only")
         backbones = {(e.model.backbone, e.model.frozen_stages, e.model.freeze_norm) for e in everyone}
         if len(backbones) > 1:
             raise VqhpsError(f"the entries must have the same backbone, frozen alike; these have {sorted(backbones)}")
@@ -196,6 +206,12 @@ class Study:
             raise VqhpsError(f"{self.out} holds a study with other settings ({what}); name another folder with --out")
         return begun["shards"]
 
+    def trained_as(self, entry: StudyEntry) -> StudyEntry:
+        """The entry whose models an entry reads: itself, or the one that it is `of`."""
+        if entry.of not in ("", *self.named):
+            raise VqhpsError(f"entry {entry.name} reads models of {entry.of}, which is none of the study")
+        return self.named[entry.of] if entry.of else entry
+
     def run(self, entry: StudyEntry, size: int, seed: int, rate: float) -> Run:
         """A run by its folder."""
         name = f"{entry.name.replace(' ', '-')}-{size}-seed{seed}-rate{rate:g}"
@@ -203,6 +219,7 @@ class Study:
 
     def train(self, run: Run) -> float:
         """PVE on the held-back samples, mm; trained first if need be."""
+        run = self.run(self.trained_as(run.entry), run.size, run.seed, run.rate)
         done = run.folder / "done.json"
         if not done.exists():
             log.info("study: %s", run.folder.name)
@@ -224,8 +241,7 @@ class Study:
     def rate(self, entry: StudyEntry) -> float:
         """The rate that is best for an entry; a variant has that of the first entry, as all else but one thing."""
         config = self.config
-        if entry in config.ablations:
-            entry = config.entries[0]
+        entry = config.entries[0] if entry in config.ablations else self.trained_as(entry)
         if len(config.rates) == 1:
             return config.rates[0]
         runs = {rate: self.run(entry, config.rate_size, config.seeds[0], rate) for rate in config.rates}
@@ -262,7 +278,10 @@ class Study:
 
     def load(self, run: Run) -> Any:
         """The model of a run."""
-        return load_checkpoint(run.folder / "checkpoint", run.entry.method)
+        trained = self.run(self.trained_as(run.entry), run.size, run.seed, run.rate)
+        model: Any = load_checkpoint(trained.folder / "checkpoint", run.entry.method)
+        model.config = run.entry.model
+        return model
 
     @torch.no_grad()
     def _bodily(self, model: Method | None) -> dict[str, float]:
@@ -295,15 +314,17 @@ class Study:
     def times(self, runs: list[Run]) -> dict[str, dict[str, float]]:
         """Of each entry, in turns: milliseconds of a training step on kept features, and of one crop's prediction."""
         path = self.out / "times.json"
-        if not path.exists():
+        found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        if not {run.entry.name for run in runs} <= found.keys():  # others may have joined since
             models = {run.entry.name: self.load(run) for run in runs}
             steps = in_turns({name: self._step(model) for name, model in models.items()}, _TIMES, "steps")
             size = self.config.training.final_image_size
             crop, place = np.full((1, size, size, 3), 128, np.uint8), np.zeros((1, 3), np.float32) + 0.1
             actions = {n: functools.partial(torch_model(m.eval()), crop, place) for n, m in models.items()}
             crops = in_turns({**actions}, _TIMES, "predictions")
-            write_json(path, {n: {"step ms": 1000 * steps[n], "prediction ms": 1000 * crops[n]} for n in models})
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+            found = {n: {"step ms": 1000 * steps[n], "prediction ms": 1000 * crops[n]} for n in models}
+            write_json(path, found)
+        return found
 
     def _step(self, model: Any) -> Any:
         """Forward and backward pass of a batch, without the optimizer."""

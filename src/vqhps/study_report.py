@@ -1,5 +1,6 @@
 """What a study found: tables, a plot with confidence bands, and the same photos through every method."""
 
+import csv
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vqhps.crop import crop_image
 from vqhps.data.crops import crop_places, plain_crops
 from vqhps.errors import VqhpsError
-from vqhps.evaluation.coco import labelled_people
+from vqhps.evaluation.coco import LabelledPerson, labelled_people
 from vqhps.evaluation.torch_model import torch_model
 from vqhps.geometry import crop_from_box, default_focal
 from vqhps.runtime.export_mesh import whole_file, write_png
@@ -59,6 +60,7 @@ def _lines(study: Study, rows: Sequence[Row], ablations: Sequence[Row]) -> list[
     lines = [_setting(study), "", *_errors_table("method", rows, photos), ""]
     lines += ["![Errors over the number of training samples](scarce.png)", ""]
     lines += ["Same photos, largest training set, first seed:", "", "![Gallery](scarce_gallery.png)", ""]
+    lines += _credits(study)
     truth = study.truth()
     lines += ["### How bodily", ""]
     lines += _table(
@@ -172,13 +174,31 @@ def _shown(study: Study) -> tuple[np.ndarray, np.ndarray]:
     count = _SHOWN // 2 if config.photos else _SHOWN
     rows = np.unique(np.linspace(0, len(study.test) - 1, count).astype(int))
     crops, places = [plain_crops(study.test, rows, size)], [crop_places(study.test, rows)]
-    if config.photos:
-        people = labelled_people(Path(config.photos))
-        for number in np.unique(np.linspace(0, len(people) - 1, count).astype(int)):
-            photo = read_photo(people[number].photo)
-            center, side = (x[0] for x in crop_from_box(people[number].box[None]))
-            wide = np.array(photo.image.shape[1::-1])
-            focal = photo.focal or default_focal(int(wide[0]), int(wide[1]))
-            crops.append(crop_image(photo.image, center, float(side), size)[None])
-            places.append(np.array([[*(center - wide / 2), side]]) / focal)
+    for person in _shown_people(study):
+        photo = read_photo(person.photo)
+        center, side = (x[0] for x in crop_from_box(person.box[None]))
+        wide = np.array(photo.image.shape[1::-1])
+        focal = photo.focal or default_focal(int(wide[0]), int(wide[1]))
+        crops.append(crop_image(photo.image, center, float(side), size)[None])
+        places.append(np.array([[*(center - wide / 2), side]]) / focal)
     return np.concatenate(crops), np.concatenate(places).astype(np.float32)
+
+
+def _shown_people(study: Study) -> list[LabelledPerson]:
+    """The people of the gallery in real photos."""
+    if not study.config.photos:
+        return []
+    people = labelled_people(Path(study.config.photos))
+    return [people[i] for i in np.unique(np.linspace(0, len(people) - 1, _SHOWN // 2).astype(int))]
+
+
+def _credits(study: Study) -> list[str]:
+    """Whose photos the gallery shows, by the `ATTRIBUTION.tsv` beside them (file, license, flickr_url), if any."""
+    people, listing = _shown_people(study), Path(study.config.photos or "") / "ATTRIBUTION.tsv"
+    if not people or not listing.is_file():
+        return []
+    with listing.open(encoding="utf-8", newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file, delimiter="\t")}
+    names = dict.fromkeys(person.photo.name for person in people)
+    told = [f"[{n}]({rows[n]['flickr_url']}) ({rows[n]['license']})" for n in names if n in rows]
+    return [f"Photos, cut, with meshes drawn over them: {', '.join(told)}.", ""]
