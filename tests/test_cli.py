@@ -155,6 +155,11 @@ def test_unknown_recipe_names_the_shipped_ones(capsys):
     assert len(errors) == 1 and "shipped are" in errors[0]
 
 
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vqhps {vqhps.__version__}\n"
+
+
 def test_bench(photo, bundle, tmp_path, capsys, monkeypatch):
     from moving_people import encode
     from vqhps.runtime import bench, detect

@@ -38,6 +38,7 @@ from vqhps.cli_train import (
 )
 from vqhps.cli_video import EvaluateTokens, Video
 from vqhps.errors import VqhpsError
+from vqhps.version import __version__
 
 Box = tuple[float, float, float, float]
 
@@ -244,13 +245,14 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+_DESCRIPTION = "3D human bodies from photos: VQ-HPS, without torch. `vqhps --version` prints the version."
+
+
 def _parse(arguments: list[str]) -> Any:
     """The chosen command with its arguments; `train tokenizer` is one command of two words."""
     if " ".join(arguments[:2]) in _COMMANDS:
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
-    return tyro.extras.subcommand_cli_from_dict(
-        _COMMANDS, prog="vqhps", description="3D human bodies from photos: VQ-HPS, without torch.", args=arguments
-    )
+    return tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog="vqhps", description=_DESCRIPTION, args=arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -259,7 +261,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("anny").setLevel(logging.WARNING)
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return _guarded(lambda: _parse(sys.argv[1:] if arguments is None else arguments).run())
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"vqhps {__version__}")
+        return 0
+    return _guarded(lambda: _parse(given).run())
 
 
 def _guarded(action: Callable[[], int]) -> int:

@@ -207,6 +207,15 @@ def test_evaluation_counts_by_hand(tmp_path: Path) -> None:
     assert result["recall_large"] == pytest.approx(1 / 2)
     assert result["mean_iou"] == pytest.approx(0.98)
     assert result["false_positives_per_background_photo"] == 3
+    assert "val2017" not in result
+    Image.new("RGB", (400, 300)).save(tmp_path / "images" / "c.jpg")
+    content["images"].append({"id": 2, "file_name": "c.jpg", "coco_url": "http://images.cocodataset.org/val2017/c.jpg"})
+    annotations.append({"image_id": 2, "bbox": [12, 10, 98, 200], "iscrowd": 0})
+    (tmp_path / "person_keypoints_free.json").write_text(json.dumps(content))
+    both = evaluate_detector(given, tmp_path)
+    assert both["recall"] == pytest.approx(2 / 4)
+    assert (both["val2017"]["boxes"], both["val2017"]["recall"]) == (1, 1)
+    assert both["val2017"]["precision"] == pytest.approx(1 / 3)
     with pytest.raises(VqhpsError, match="COCO person annotations"):
         evaluate_detector(given, tmp_path / "images")
 

@@ -40,7 +40,8 @@ def evaluate_detector(detector: Detector, coco_dir: Path | str) -> dict[str, Any
         `recall` and `precision` in [0,1] over the photos with people; `boxes`, `detections`; `recall_*` and `boxes_*`
         for boxes of side under 32 px (`small`), 32-96 px (`medium`) and above (`large`); `mean_iou` of the matches;
         `background_photos`, `false_positives_per_background_photo`; `ms_per_photo`, the median of the detector alone
-        over all photos; `iou`, the threshold.
+        over all photos; `iou`, the threshold; `val2017`, the same of the matches in photos of COCO's validation set, if
+        any and others as well: detectors are trained on its training set.
 
     Raises:
         VqhpsError: the folder has no such annotations or photos.
@@ -49,27 +50,27 @@ def evaluate_detector(detector: Detector, coco_dir: Path | str) -> dict[str, Any
     photos = _annotated_boxes(folder)
     times: list[float] = []
     detector(_read_rgb(folder / "images" / next(iter(photos))))  # the first call pays for warming up
-    matches = []
-    for name, (boxes, crowd) in photos.items():
+    matches, validation = [], []
+    for name, (boxes, crowd, unseen) in photos.items():
         found = _timed(detector, _read_rgb(folder / "images" / name), times)
-        matches.append(match(found, boxes, crowd))
+        matches.append((*match(found, boxes, crowd), boxes))
+        validation += matches[-1:] if unseen else []
     background = sorted((folder / "background").glob("*.jpg"))
     false = [len(_timed(detector, _read_rgb(path), times)) for path in background]
     return {
-        **_summary(matches, np.concatenate([boxes for boxes, _ in photos.values()])),
+        **_summary(matches),
         "background_photos": len(background),
         "false_positives_per_background_photo": float(np.mean(false)) if background else 0.0,
         "ms_per_photo": float(np.median(times) * 1e3),
         "iou": _IOU,
+        **({"val2017": _summary(validation)} if 0 < len(validation) < len(matches) else {}),
     }
 
 
-def _summary(
-    matches: list[tuple[np.ndarray, np.ndarray, np.ndarray]], boxes: Float[np.ndarray, "N 4"]
-) -> dict[str, Any]:
-    """Recall, precision and mean IoU from the matches of all photos and their boxes, in the same order."""
-    hits, overlaps = (np.concatenate([found[part] for found in matches]) for part in (0, 1))
-    detections = int(sum(counts.sum() for _, _, counts in matches))
+def _summary(matches: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Recall, precision and mean IoU from what `match` says of each photo, and its boxes."""
+    hits, overlaps, boxes = (np.concatenate([found[part] for found in matches]) for part in (0, 1, 3))
+    detections = int(sum(counts.sum() for _, _, counts, _ in matches))
     return {
         "recall": float(hits.mean()),
         "precision": float(hits.sum() / max(detections, 1)),
@@ -126,12 +127,14 @@ def _timed(
     return found
 
 
-def _annotated_boxes(folder: Path) -> dict[str, tuple[Float[np.ndarray, "N 4"], Bool[np.ndarray, "N"]]]:
-    """Boxes (xyxy px) and crowd flags of each photo that has any, by file name."""
+def _annotated_boxes(folder: Path) -> dict[str, tuple[Float[np.ndarray, "N 4"], Bool[np.ndarray, "N"], bool]]:
+    """Boxes (xyxy px), crowd flags, and whether it is of the validation set, of each photo that has any, by file
+    name."""
     path = folder / "person_keypoints_free.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
+        unseen = {image["file_name"]: "/val2017/" in image.get("coco_url", "") for image in content["images"]}
         rows: dict[str, list[tuple[list[float], bool]]] = {}
         for item in content["annotations"]:
             x, y, width, height = item["bbox"]
@@ -143,7 +146,7 @@ def _annotated_boxes(folder: Path) -> dict[str, tuple[Float[np.ndarray, "N 4"], 
     if not rows:
         raise VqhpsError(f"{path} has no boxes")
     return {
-        name: (np.array([r[0] for r in row], float), np.array([r[1] for r in row]))
+        name: (np.array([r[0] for r in row], float), np.array([r[1] for r in row]), unseen[name])
         for name, row in sorted(rows.items())
     }
 
