@@ -1,6 +1,7 @@
 """Export on a real but tiny torch model: the checks bite, half precision stays close, nothing half-done is left."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 import tiny_bundle
 from shared import tiny_tokenizer
-from vqhps import export
+from vqhps import export, export_int8
 from vqhps.errors import VqhpsError
-from vqhps.export import ExportConfig, export_bundle, halve_weights
+from vqhps.export import ExportConfig, export_bundle, halve_weights, trace
+from vqhps.export_int8 import quantize_convolutions
 from vqhps.geometry import matrix_from_6d, rotate
 from vqhps.models.output import Output
 from vqhps.runtime.bundle import Bundle
@@ -254,3 +256,32 @@ def test_convolutions_in_eight_bits(tmp_path: Path, exported) -> None:
     products = [n for n in graph.node if n.op_type in ("Gemm", "MatMul")]
     made = {name: n.op_type for n in graph.node for name in n.output}
     assert products and not any(made.get(name) == "DequantizeLinear" for n in products for name in n.input)
+
+
+def test_eight_bits_keep_the_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded weights shift what a convolution gives, in groups or not; its bias takes that back."""
+
+    class Layers(nn.Sequential):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image)
+
+    torch.manual_seed(0)
+    layers = Layers(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    for layer in layers[::2]:  # one large weight a channel leaves few steps for the others
+        layer.weight.data[:, 0, 0, 0] = 4.0
+    crops = np.random.default_rng(0).integers(0, 255, (6, 24, 24, 3), dtype=np.uint8)
+
+    def means(path: Path) -> np.ndarray:
+        session = onnxruntime.InferenceSession(str(path))
+        images = crops.transpose(0, 3, 1, 2).astype(np.float32)
+        return session.run(None, {"image": images})[0].mean((0, 2, 3))
+
+    single, plain, corrected = (tmp_path / f"{name}.onnx" for name in ("single", "plain", "corrected"))
+    trace(layers.eval(), {"image": torch.zeros(2, 3, 24, 24)}, ("out",), single)
+    for path in (plain, corrected):
+        shutil.copy(single, path)
+    assert quantize_convolutions(corrected, crops) == 3
+    monkeypatch.setattr(export_int8, "_correct_biases", lambda *_: None)
+    quantize_convolutions(plain, crops)
+    true = means(single)
+    assert np.abs(means(corrected) - true).max() < 0.2 * np.abs(means(plain) - true).max()

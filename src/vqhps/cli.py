@@ -257,8 +257,8 @@ def _parse(arguments: list[str]) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `vqhps`. Exit codes: 0 done, 2 bad input, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("anny").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vqhps").setLevel(logging.INFO)  # of others, warnings alone
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     given = sys.argv[1:] if arguments is None else arguments

@@ -13,7 +13,7 @@ import pytest
 from vqhps.errors import VqhpsError
 from vqhps.evaluation.detector import evaluate_detector
 from vqhps.runtime import download
-from vqhps.runtime.detect import BoxDetector, PersonDetector, box_iou, nms, read_boxes
+from vqhps.runtime.detect import BoxDetector, PersonDetector, _apart, box_iou, nms, read_boxes
 from vqhps.runtime.nanodet import BINS, NanoDet, decode
 
 COCO_FREE = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "coco_free"
@@ -77,6 +77,24 @@ def test_a_closer_look_follows_whom_it_is_told_of(detector: PersonDetector, astr
     assert detector.follow(photo, box - [400, 200, 400, 200]) is None  # nobody there
     assert detector.follow(photo, np.array([2000.0, 0, 2100, 200])) is None  # outside
     assert detector.follow(photo, box - [70, 0, 70, 0]) is None  # she is beside it
+
+
+def test_no_closer_look_at_a_part_of_somebody_sure(
+    detector: PersonDetector, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, model = [], detector._model
+
+    def look(images: np.ndarray, threshold: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        looks.append(images.shape)
+        return model(images, threshold)
+
+    monkeypatch.setattr(detector, "_model", look)
+    photo = cv2.resize(astronaut, (1280, 1280), interpolation=cv2.INTER_CUBIC)[:, 213:1066]
+    assert len(detector(photo)) == 1
+    assert looks == [(1, 640, 416, 3), (1, 384, 256, 3)]  # one sure box with two unsure ones in it
+    boxes, scores = np.array([[0, 0, 10, 10], [2, 2, 8, 8], [5, 0, 15, 10.0]]), np.array([0.7, 0.5, 0.5])
+    assert _apart(boxes, scores).tolist() == [True, False, True]
+    assert _apart(boxes, scores - 0.2).tolist() == [True, True, True]  # nobody sure
 
 
 def test_impossible_settings_and_a_missing_model_are_named(tmp_path: Path) -> None:

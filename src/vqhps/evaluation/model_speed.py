@@ -22,7 +22,8 @@ from vqhps.runtime.photo import check_crops
 def bench_model(
     checkpoint: Path, bundles: Sequence[Path], photos: Sequence[Path] = (), runs: int = 20, peak_size: int = 2048
 ) -> dict[str, Any]:
-    """Time predictions of one crop, each with as many threads as torch has (`OMP_NUM_THREADS`).
+    """Time predictions of one crop, each with as many threads as torch has (`OMP_NUM_THREADS`), which wait for each other
+    as torch's do: without giving up their cores.
 
     With one thread times are of the processor, which others at work on it hardly lengthen; with more, of the wall
     clock.
@@ -50,7 +51,7 @@ def bench_model(
     if not hasattr(model, "predict"):
         raise VqhpsError(f"{checkpoint} holds no image model")
     threads = torch.get_num_threads()
-    loaded = {path.name: Bundle.load(path, threads) for path in bundles}
+    loaded = {path.name: Bundle.load(path, threads, spin=True) for path in bundles}
     size = next(iter(loaded.values())).info.input_size if loaded else model.backbone.input_size or 224
     crops = check_crops(photos, size)
     predictors = _predictors(model, checkpoint, loaded, crops)

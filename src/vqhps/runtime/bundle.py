@@ -119,12 +119,13 @@ class Bundle:
         self._session = session
 
     @staticmethod
-    def load(folder: Path | str, threads: int | None = None) -> Bundle:
+    def load(folder: Path | str, threads: int | None = None, spin: bool = False) -> Bundle:
         """Read a bundle.
 
         Args:
             folder: of its files.
             threads: of each run; at most four of the cores this process may use by default.
+            spin: see `open_session`.
 
         Raises:
             VqhpsError: the folder or a file is missing, damaged, or of another format version.
@@ -133,7 +134,7 @@ class Bundle:
         require_files(folder, _FILES)
         info = read_info(folder / "bundle.json", BundleInfo)
         faces = read_faces(folder / "body.npz")
-        return Bundle(info, faces, open_session(folder / "model.onnx", ("image",), OUTPUTS, threads))
+        return Bundle(info, faces, open_session(folder / "model.onnx", ("image",), OUTPUTS, threads, spin))
 
     def run(self, crops: np.ndarray) -> BundleOutput:
         """Predict the bodies in crops.
@@ -220,7 +221,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
 
 
 def open_session(
-    path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None = None
+    path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int | None = None, spin: bool = False
 ) -> InferenceSession:
     """Load an ONNX graph for the CPU and check its inputs and outputs.
 
@@ -229,6 +230,8 @@ def open_session(
         inputs: names of all its inputs.
         outputs: names that must be among its outputs.
         threads: at most four of the cores this process may use by default.
+        spin: let threads wait for each other without giving up their cores, during a run. Faster where each has a core
+            to itself, much slower where others want it.
 
     Raises:
         VqhpsError: it is damaged, or not the graph of a bundle.
@@ -241,7 +244,8 @@ def open_session(
     options.intra_op_num_threads = threads or min(available_cores(), 4)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # when a run ends
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds, which have no common base but Exception

@@ -19,7 +19,7 @@ from vqhps.errors import VqhpsError
 from vqhps.runtime.nanodet import NanoDet
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Bool, Float, UInt8
 
 _LONG_SIDES = (640, 384)  # px of the two looks: small people, and those who fill the photo
 _MULTIPLE = 32  # of the sides of what the network looks at, px
@@ -154,6 +154,8 @@ class PersonDetector:
         boxes, scores = (np.concatenate(part) for part in zip(*looks, strict=True))
         kept = nms(boxes, scores, self.nms_iou)
         boxes, scores = boxes[kept], scores[kept]
+        kept = _apart(boxes, scores)
+        boxes, scores = boxes[kept], scores[kept]
         unsure = np.flatnonzero(scores < _SURE)[:_MOST_CLOSER]
         closer = self._closer(image, boxes[unsure], _SAME)
         scores[unsure] /= 2
@@ -203,6 +205,18 @@ class PersonDetector:
             best = int(np.argmax(np.where(fits, scores, -1))) if fits.any() else None
             result.append(None if best is None else Detection(found[best], float(scores[best])))
         return result
+
+
+def _apart(boxes: Float[np.ndarray, "N 4"], scores: Float[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+    """Which boxes are no unsure ones that lie mostly in a sure one, as parts of that person: no look at them is worth
+    its time."""
+    sure = scores >= _SURE
+    shared = np.clip(
+        np.minimum(boxes[:, None, 2:], boxes[None, sure, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, sure, :2]),
+        0,
+        None,
+    ).prod(-1)
+    return sure | ~(shared > _CONTAINED * (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None]).any(1)
 
 
 def _check_image(image: np.ndarray) -> None:
