@@ -30,7 +30,7 @@ CONFIG = ExportConfig(name="small", training_data="none", input_size=32)
 class Small(nn.Module):
     """One convolution, one linear layer and the capsule's tokenizer, with the interface of `VQHPS`."""
 
-    config = SimpleNamespace(sources=("image",))
+    config, looks = SimpleNamespace(sources=("image",)), True
     shift = 0.0  # moved after tracing, torch and the graph differ
 
     def __init__(self) -> None:

@@ -1,5 +1,6 @@
 """The training loop of the image models: it runs, keeps what it says, and resumes exactly."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_kept_features_resume_exactly_and_are_computed_once(folder: Path, monkey
     moved = {n for n, v in whole.items() if not torch.equal(v, start[n])}
     assert any(n.startswith("backbone.body.tail") for n in moved)
     assert not any(n.startswith("backbone.body.trunk") for n in moved)
+
+
+def test_a_new_head_on_a_trained_backbone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
+    taken = train_image_model(kept_recipe(folder, "old head", steps=1))
+    frozen = dataclasses.replace(kept_recipe(folder, "x").model, frozen_stages=3, dim=16, sources=("keypoints",))
+    changes: dict[str, object] = {"backbone_from": str(taken), "lifting_steps": 0, "guess_steps": 0, "seed": 5}
+    new = load_file(train_image_model(kept_recipe(folder, "new head", model=frozen, **changes)) / "model.safetensors")
+    old = load_file(taken / "model.safetensors")
+    stays = [n for n in new if n.startswith(("backbone.body.trunk", "backbone.body.tail"))]
+    assert stays and all(torch.equal(new[n], old[n]) for n in stays)
+    assert "image_in.weight" not in new and new["keypoint_names"].shape == (17, 16)
+    other = recipe(folder, "other", backbone_from=str(taken))
+    with pytest.raises(VqhpsError, match="has no backbone tf_efficientnet_lite0"):
+        train_image_model(other)
 
 
 def test_the_transformer_joins_when_it_should(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

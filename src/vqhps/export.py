@@ -122,9 +122,7 @@ def export_bundle(model: Any, out: Path, config: ExportConfig, photos: Sequence[
     Raises:
         VqhpsError: the model cannot be exported, or the graph differs from it.
     """
-    if "image" not in model.config.sources or (
-        "keypoints" in model.config.sources and not model.backbone.finds_keypoints
-    ):
+    if not model.looks or ("keypoints" in model.config.sources and not model.backbone.finds_keypoints):
         raise VqhpsError(f"a bundle's one input is an image; this model is given {', '.join(model.config.sources)}")
     if config.weights == "int8" and not photos:
         raise VqhpsError("eight-bit convolutions need photos of people to measure their ranges on: give some")

@@ -40,6 +40,7 @@ class ImageTrainingConfig:
         tokenizer: checkpoint of the tokenizer, or of an image model that holds it.
         out: folder of the run; a run found there goes on where it stopped.
         start_from: checkpoint of an image model with the same settings to start from, tokenizer and all.
+        backbone_from: checkpoint of an image model to take the trained backbone from.
         method: of the image model, a name in `vqhps.models.MODELS`.
         model: settings of the image model, of that method.
         augment: strength of the augmentation.
@@ -87,6 +88,7 @@ class ImageTrainingConfig:
     mixture: tuple[DataShare, ...] = ()
     backbone_weights: str | None = None
     start_from: str | None = None
+    backbone_from: str | None = None
     method: str = "vqhps"
     model: Any = VQHPSConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -156,6 +156,13 @@ def _build(config: ImageTrainingConfig) -> Method:
         return model
     tokenizer = load_tokenizer(config.tokenizer)
     name = config.model.backbone
+    if config.backbone_from:
+        model = model_class(config.model, tokenizer)
+        taken: Any = load_checkpoint(Path(config.backbone_from))
+        if not hasattr(taken, "backbone") or not hasattr(model, "backbone") or taken.backbone.name != name:
+            raise VqhpsError(f"backbone_from: {config.backbone_from} has no backbone {name} for this model")
+        model.backbone.load_state_dict(taken.backbone.state_dict())
+        return model
     weights = Path(config.backbone_weights) if config.backbone_weights else None
     weights = weights or (blazepose_models()[1] if name.startswith("blazepose") else imagenet_weights(name))
     if weights is None:

@@ -169,6 +169,22 @@ def test_key_points_alone_even_when_none_is_seen() -> None:
     assert not hasattr(model, "backbone")
 
 
+@pytest.mark.parametrize("guess", [False, True])
+def test_key_points_alone_that_the_backbone_finds(guess: bool) -> None:
+    """Of the image, the transformer and the rotation see nothing but where the key points are."""
+    model = build(sources=("keypoints",), backbone="blazepose", first_guess=guess).eval()
+    image = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        seen = model.backbone(image)
+        first = model.predict(image)
+        model.backbone.forward = lambda _: seen._replace(features=None, vector=None)
+        second = model.predict(image)
+        model.backbone.forward = lambda _: seen._replace(keypoints=seen.keypoints + 0.5)
+        moved = model.predict(image)
+    torch.testing.assert_close(first.vertices, second.vertices)
+    assert (moved.vertices - first.vertices).abs().max() > 1e-6
+
+
 def test_two_backbones_as_published() -> None:
     model = build(shared_backbone=False).eval()
     image = torch.randn(1, 3, 64, 64)

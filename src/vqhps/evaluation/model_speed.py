@@ -22,8 +22,8 @@ from vqhps.runtime.photo import check_crops
 def bench_model(
     checkpoint: Path, bundles: Sequence[Path], photos: Sequence[Path] = (), runs: int = 20, peak_size: int = 2048
 ) -> dict[str, Any]:
-    """Time predictions of one crop, each with as many threads as torch has (`OMP_NUM_THREADS`), which wait for each other
-    as torch's do: without giving up their cores.
+    """Time predictions of one crop, each with as many threads as torch has (`OMP_NUM_THREADS`); these wait for each
+    other as torch's do, without giving up their cores.
 
     With one thread times are of the processor, which others at work on it hardly lengthen; with more, of the wall
     clock.

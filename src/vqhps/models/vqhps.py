@@ -71,7 +71,7 @@ class VQHPSConfig(MethodConfig):
     Attributes:
         shared_backbone: take rotation and camera from the same network; `False`, as published, uses a second one.
         sources: what the memory of the transformer is made of. Key points are those that come with the image, or those
-            that the backbone finds (`blazepose`).
+            that the backbone finds (`blazepose`, which is run for them even if `image` is not among the sources).
         hints: share of training samples that are shown the true key points, disturbed, in place of found ones.
         first_guess: let a multilayer perceptron on the backbone's vector and the key points place each token among its
             codes first; the transformer's scores are added. It gives rotation and camera as well.
@@ -123,6 +123,7 @@ class VQHPS(Method):
         backbone_weights: file of weights to start the backbone from; see `create_backbone`.
 
     Attributes:
+        looks: whether it has a backbone that looks at the image.
         guess_only: leave out the transformer; a training may begin so (`transformer_from`).
     """
 
@@ -130,13 +131,15 @@ class VQHPS(Method):
         super().__init__(config, tokenizer)
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
         pooled = 0
-        if "image" in config.sources:
+        self.looks = "image" in config.sources or config.backbone == "blazepose"
+        if self.looks:
             self.backbone = create_backbone(config.backbone, backbone_weights)
             self.backbone_rotation = (
                 None if config.shared_backbone else create_backbone(config.backbone, backbone_weights)
             )
             for backbone in filter(None, (self.backbone, self.backbone_rotation)):
                 backbone.freeze(config.frozen_stages)
+        if "image" in config.sources:
             self.image_in = nn.Conv2d(self.backbone.channels, dim, 1)
             pooled += self.backbone.pooled_channels
         if "keypoints" in config.sources:
@@ -161,7 +164,7 @@ class VQHPS(Method):
             nn.init.zeros_(self.token_head.scores.weight)  # type: ignore[arg-type]  # the transformer corrects the guess
         else:
             self.pose_head = PoseHead(pooled, dropout, config.head_activation)
-        if config.refine and not ("image" in config.sources and self.backbone.finds_keypoints):
+        if config.refine and not (self.looks and self.backbone.finds_keypoints):
             raise VqhpsError("refine needs a backbone that finds key points: blazepose")
         self.refinement = Refinement(self.tokenizer) if config.refine else None
         self.register_load_state_dict_post_hook(_read_tokenizer)
@@ -176,7 +179,7 @@ class VQHPS(Method):
         """Output on the coarse mesh, for training.
 
         Args:
-            image: normalised crops of any size; needed if `image` is among the sources.
+            image: normalised crops of any size; needed if the model looks at them (`looks`).
             keypoints: COCO-17 in crop coordinates, confidence, and depth in metres (0 if unknown); those without
                 confidence count as missing. Needed if `keypoints` is among the sources.
             trunk: in place of `image`, what the first part of the backbone made of it.
@@ -250,8 +253,8 @@ class VQHPS(Method):
         trunk: Float[Tensor, "B Ct h w"] | None = None,
     ) -> Encoded:
         """What the networks say of crops; see `forward` for the arguments."""
-        vector, shown, found, features = None, None, None, None
-        if "image" in self.config.sources:
+        vector, found, features = None, None, None
+        if self.looks:
             if image is not None and self.config.mirror and not self.training and self.backbone.finds_keypoints:
                 seen = self.backbone(torch.cat([image, image.flip(3)]))  # together: faster
                 features, vector = (x[: image.shape[0]] for x in (seen.features, seen.vector))
@@ -261,8 +264,8 @@ class VQHPS(Method):
                 features, vector, found = seen.features, seen.vector, seen.keypoints
             if self.backbone_rotation is not None:
                 vector = self.backbone_rotation(image).vector
-        if "keypoints" in self.config.sources:
-            shown = self._shown(keypoints, found)
+        features, vector = (features, vector) if "image" in self.config.sources else (None, None)
+        shown = self._shown(keypoints, found) if "keypoints" in self.config.sources else None
         if not self.config.first_guess:
             logits, pooled = self._transform(features, shown)
             rotation_6d, camera = self.pose_head(torch.cat([x for x in (vector, pooled) if x is not None], 1))

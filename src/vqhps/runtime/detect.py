@@ -125,7 +125,8 @@ def _checked_boxes(boxes: Any, source: str) -> Float[np.ndarray, "N 4"]:
 class PersonDetector:
     """The shipped detector. Not thread-safe: one object a thread.
 
-    NanoDet-g looks at the whole photo in two sizes, and once more, closer, at everybody it is not sure of.
+    NanoDet-g looks at the whole photo in two sizes, and once more, closer, at everybody it is not sure of and who is no
+    part of somebody it is sure of.
     """
 
     def __init__(self, score_threshold: float = 0.4, nms_iou: float = 0.55, max_people: int = 20, threads: int = 2):
@@ -154,8 +155,8 @@ class PersonDetector:
         boxes, scores = (np.concatenate(part) for part in zip(*looks, strict=True))
         kept = nms(boxes, scores, self.nms_iou)
         boxes, scores = boxes[kept], scores[kept]
-        kept = _apart(boxes, scores)
-        boxes, scores = boxes[kept], scores[kept]
+        apart = _apart(boxes, scores)
+        boxes, scores = boxes[apart], scores[apart]
         unsure = np.flatnonzero(scores < _SURE)[:_MOST_CLOSER]
         closer = self._closer(image, boxes[unsure], _SAME)
         scores[unsure] /= 2
