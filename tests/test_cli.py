@@ -190,3 +190,13 @@ def test_predicting_imports_no_torch(photo, bundle, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported []" and done.stderr == ""
+
+
+def test_nobody_reads_any_more() -> None:
+    """As with `| head`: no complaint."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from vqhps.cli import main; sys.exit(main())"
+    result = subprocess.run([sys.executable, "-c", code, "--version"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -256,16 +257,20 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `vqhps`. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+    """Entry point of `vqhps`. Exit codes: 0 done, 2 bad input, 130 interrupted, 141 nobody reads its output any more."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vqhps").setLevel(logging.INFO)  # of others, warnings alone
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     given = sys.argv[1:] if arguments is None else arguments
+    return _guarded(lambda: _run(given))
+
+
+def _run(given: list[str]) -> int:
     if given == ["--version"]:
         print(f"vqhps {__version__}")
         return 0
-    return _guarded(lambda: _parse(given).run())
+    return int(_parse(given).run())
 
 
 def _guarded(action: Callable[[], int]) -> int:
@@ -277,6 +282,9 @@ def _guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("vqhps: interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 141
     except OSError as error:
         print(f"vqhps: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
