@@ -70,7 +70,8 @@ def test_shipped_recipes_fit_their_settings():
     recipes = sorted((ROOT / "src/vqhps/recipes").glob("*.yaml"))
     assert len(recipes) >= 3
     for path in recipes:
-        of = dict.fromkeys(("scarce", "sources"), StudyConfig) | {p.stem: TokenizerTrainingConfig for p in recipes if "tokenizer" in p.stem}
+        of = {"scarce": StudyConfig, "sources": StudyConfig}
+        of |= {p.stem: TokenizerTrainingConfig for p in recipes if "tokenizer" in p.stem}
         load_yaml(of.get(path.stem, ImageTrainingConfig), path)
 
 

@@ -257,7 +257,7 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `vqhps`. Exit codes: 0 done, 2 bad input, 130 interrupted, 141 nobody reads its output any more."""
+    """Entry point of `vqhps`. Exit codes: 0 done, 2 bad input, 130 interrupted, 141 nobody reads on."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vqhps").setLevel(logging.INFO)  # of others, warnings alone
     with contextlib.suppress(AttributeError, ValueError):
