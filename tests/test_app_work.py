@@ -23,6 +23,7 @@ from vqhps.app.sessions import Sessions
 from vqhps.app.work import Result, Worker
 from vqhps.errors import VqhpsError
 from vqhps.runtime.detect import BoxDetector
+from vqhps.runtime.video import VideoFile
 
 _PATIENCE = 120  # s
 
@@ -190,6 +191,15 @@ def test_a_page_closed_at_work_leaves_nothing(tmp_path):
 def test_clips_beyond_a_limit_are_refused_by_their_header(tmp_path, changed, message):
     with pytest.raises(VqhpsError, match=message):
         Clip(encode(tmp_path / "a.mp4", [corners()] * 12), Limits(**changed))
+
+
+def test_a_list_of_other_files_is_no_clip(tmp_path):
+    """FFmpeg would open what it names, on this machine or elsewhere."""
+    inner = encode(tmp_path / "inner.mp4", [corners()] * 2)
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {inner.name}\n")
+    assert len(list(VideoFile(tmp_path / "list.mp4").frames())) == 2
+    with pytest.raises(VqhpsError, match=r"list\.mp4"):
+        Clip(tmp_path / "list.mp4", Limits())
 
 
 def test_a_header_that_promises_less_does_not_help(tmp_path):
