@@ -4,6 +4,7 @@ Runs on the bundle that ships with the package; on a tiny hand-made one (see `ti
 """
 
 import builtins
+import errno
 import json
 import os
 import subprocess
@@ -200,3 +201,12 @@ def test_nobody_reads_any_more() -> None:
     result = subprocess.run([sys.executable, "-c", code, "--version"], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: object) -> object:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe", "worker")
+
+    monkeypatch.setattr(cli, "_parse", broken)
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == "vqhps: Broken pipe: worker\n"

@@ -282,10 +282,9 @@ def _guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("vqhps: interrupted; what was finished is kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-        return 141
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         print(f"vqhps: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -293,3 +292,13 @@ def _guarded(action: Callable[[], int]) -> int:
             raise
         print(f'vqhps: this command needs {error.name}: pip install "vqhps[train]"', file=sys.stderr)
         return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a closed pipe, as after `| head`; if so, let it swallow what is left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return True
+    return False
