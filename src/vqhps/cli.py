@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -295,10 +296,14 @@ def _guarded(action: Callable[[], int]) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output is a closed pipe, as after `| head`; if so, let it swallow what is left."""
+    """Whether standard output is a pipe whose other end is closed, as after `| head`; if so, what is left goes
+    nowhere."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-        return True
-    return False
+        poll, output = select.poll(), sys.stdout.fileno()
+    except (AttributeError, OSError):  # Windows, or no file
+        return False
+    poll.register(output, 0)
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python complains when it ends
+    return broken
