@@ -38,7 +38,8 @@ def bench_model(
 
     Returns:
         `threads`; `clock`; `crops`, how many the meshes are compared on; `gflop` of a prediction (products and
-        convolutions); `peak_gflops`, of a single-precision matrix product in turns with the predictions; for `torch`,
+        convolutions); `peak_gflops`, of a single-precision matrix product by torch or numpy, whichever is faster, in
+        turns with the predictions; for `torch`,
         `torch-bfloat16` and each bundle `ms`, `speedup` over torch, `peak_share`, the share of that peak, and
         `mean_mm` and `worst_crop_mm`, how far its vertices are from torch's, over all crops and in the worst one.
 
@@ -59,11 +60,16 @@ def bench_model(
         predictors["torch"](0)
     matrix = torch.rand(peak_size, peak_size)
     product = torch.empty_like(matrix)
-    actions: dict[str, Callable[[], Any]] = {"": lambda: torch.mm(matrix, matrix, out=product)}
+    array, result = matrix.numpy(), np.empty((peak_size, peak_size), np.float32)
+    products: dict[str, Callable[[], Any]] = {
+        "product by torch": lambda: torch.mm(matrix, matrix, out=product),
+        "product by numpy": lambda: np.matmul(array, array, out=result),
+    }
+    actions = dict(products)
     actions |= {name: functools.partial(predict, 0) for name, predict in predictors.items()}
     clock = "processor" if threads == 1 else "wall"
     times = in_turns(actions, runs, "predictions", time.process_time if clock == "processor" else time.perf_counter)
-    work, peak = counter.get_total_flops(), 2 * peak_size**3 / times.pop("")
+    work, peak = counter.get_total_flops(), 2 * peak_size**3 / min([times.pop(name) for name in products])
     vertices = {n: np.concatenate([predict(i) for i in range(len(crops))]) for n, predict in predictors.items()}
     report: dict[str, Any] = {
         "runs": runs, "threads": threads, "clock": clock, "crops": len(crops), "gflop": round(work / 1e9, 2),
