@@ -300,8 +300,8 @@ class VQHPS(Method):
         return self.token_head(decoded), pooled
 
     def lift(self, keypoints: Float[Tensor, "B J 4"], vector: Float[Tensor, "B P"] | None = None) -> Output:
-        """What the first guess alone makes of key points, as `forward` takes them, and the backbone's vector."""
-        logits, rotation_6d, camera = self.guess(vector, keypoints)
+        """What the first guess alone makes of key points, as `forward` takes them, and, if it reads it, `vector`."""
+        logits, rotation_6d, camera = self.guess(vector if "image" in self.config.sources else None, keypoints)
         return self.output(Encoded(logits, rotation_6d, camera, None), self.config.loss.decode, full=False)
 
     def _shown(self, keypoints: Float[Tensor, "B J 4"] | None, found: Tensor | None) -> Float[Tensor, "B J 4"]:
