@@ -166,15 +166,15 @@ def test_bench(photo, bundle, tmp_path, capsys, monkeypatch):
     from vqhps.runtime import bench, detect
     from vqhps.runtime.predictor import Predictor
 
-    found = detect.BoxDetector([[60.0, 20.0, 130.0, 150.0]])
+    found = detect.BoxDetector([[60.0, 20.0, 130.0, 150.0], [5.0, 20.0, 55.0, 150.0]])
     monkeypatch.setattr(bench, "Predictor", lambda chosen, _=None: Predictor(chosen, found))
     monkeypatch.setattr(bench, "PersonDetector", lambda threads: found)
     clip = encode(tmp_path / "clip.mp4", [np.full((180, 200, 3), 90, np.uint8)] * 9)
     assert cli.main(["bench", "predict", str(photo), "--videos", str(clip), "--runs", "2", *bundle]) == 0
     timings = json.loads(capsys.readouterr().out)
-    assert timings["people"] == 1 and timings["predict_ms"] > 0
+    assert timings["people"] == 2 and timings["person_ms"] == pytest.approx(timings["predict_ms"] / 2, abs=0.01)
     video = timings["clip.mp4"]
-    assert (video["frames"], video["people"]) == (9, 1) and video["decoded_a_second"] > video["frames_a_second"] > 0
+    assert (video["frames"], video["people"]) == (9, 2) and video["decoded_a_second"] > video["frames_a_second"] > 0
     assert cli.main(["bench", "predict", str(photo), "--runs", "0", *bundle]) == 2
 
 

@@ -31,8 +31,8 @@ def bench_predict(photo: Path, runs: int = 20, bundle: Bundle | Path | None = No
 
     Returns:
         `load_ms` and `first_ms` (the first prediction, which also loads the detector), then medians: `read_ms`,
-        `detect_ms`, `predict_ms` (detection included), `bodies_ms` (crops, network and cameras, boxes given),
-        `overlay_ms`; `people`, `cores`, and `peak_mb` of this process where the system tells.
+        `detect_ms`, `predict_ms` (detection included), `person_ms` (that, a person), `bodies_ms` (crops, network and
+        cameras, boxes given), `overlay_ms`; `people`, `cores`, and `peak_mb` of this process where the system tells.
 
     Raises:
         VqhpsError: the photo cannot be read, or nobody is on it.
@@ -49,12 +49,14 @@ def bench_predict(photo: Path, runs: int = 20, bundle: Bundle | Path | None = No
     if not people:
         raise VqhpsError(f"{photo}: no person found")
     boxes = np.stack([person.box for person in people])
+    predict = _median(lambda: predictor.predict(image), runs)
     return {
         "load_ms": load,
         "first_ms": first,
         "read_ms": _median(lambda: read_photo(photo), runs),
         "detect_ms": _median(lambda: predictor.detect(image), runs),
-        "predict_ms": _median(lambda: predictor.predict(image), runs),
+        "predict_ms": predict,
+        "person_ms": round(predict / len(people), 2),
         "bodies_ms": _median(lambda: predictor.predict(image, boxes), runs),
         "overlay_ms": _median(lambda: render_overlay(image, people, predictor.bundle.faces), runs),
         "people": len(people),
@@ -103,7 +105,7 @@ def _median(action: Callable[[], Any], runs: int) -> float:
         start = time.perf_counter()
         action()
         times.append(_since(start))
-    return float(np.median(times))
+    return round(float(np.median(times)), 2)
 
 
 def _peak() -> dict[str, float]:

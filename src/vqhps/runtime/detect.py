@@ -151,7 +151,10 @@ class PersonDetector:
     def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
         """Return the people of an RGB image, best first."""
         _check_image(image)
-        looks = [self._look(image, side) for side in _LONG_SIDES]
+        looks, seen = [], image
+        for side in _LONG_SIDES:
+            seen = _shrunk(seen, image.shape[:2], side)  # from the look before: shrinking a photo takes time
+            looks.append(self._look(seen, image.shape[:2]))
         boxes, scores = (np.concatenate(part) for part in zip(*looks, strict=True))
         kept = nms(boxes, scores, self.nms_iou)
         boxes, scores = boxes[kept], scores[kept]
@@ -175,16 +178,13 @@ class PersonDetector:
         return found if found is not None and found.score >= _POSSIBLE else None
 
     def _look(
-        self, image: UInt8[np.ndarray, "H W 3"], long_side: int
+        self, pixels: UInt8[np.ndarray, "h w 3"], photo: tuple[int, int]
     ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"]]:
-        """Boxes, cut at the image, and scores of all who are possible, seen at `long_side` px or at the size it has."""
-        size = np.array(image.shape[1::-1])
-        scale = min(1.0, long_side / size.max())
-        small = np.maximum(_MULTIPLE, np.round(size * scale / _MULTIPLE).astype(int) * _MULTIPLE)
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        pixels = cv2.resize(image, (int(small[0]), int(small[1])), interpolation=way)
+        """Boxes, cut at a photo of that height and width, and scores of all who are possible in what `_shrunk` made of
+        it."""
+        size = np.array(photo[::-1])
         ((boxes, scores),) = self._model(pixels[None], _POSSIBLE)
-        boxes = np.clip(boxes * np.tile(size / small, 2), 0, np.tile(size, 2))
+        boxes = np.clip(boxes * np.tile(size / pixels.shape[1::-1], 2), 0, np.tile(size, 2))
         whole = (boxes[:, 2:] - boxes[:, :2]).min(1) >= 1
         return boxes[whole], scores[whole]
 
@@ -206,6 +206,15 @@ class PersonDetector:
             best = int(np.argmax(np.where(fits, scores, -1))) if fits.any() else None
             result.append(None if best is None else Detection(found[best], float(scores[best])))
         return result
+
+
+def _shrunk(seen: UInt8[np.ndarray, "H W 3"], photo: tuple[int, int], long_side: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo of that height and width, `long_side` px long or as long as it is, in whole steps of the network; `seen`
+    is the photo or a larger such image of it."""
+    scale = min(1.0, long_side / max(photo))
+    height, width = (max(_MULTIPLE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in photo)
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(seen, (width, height), interpolation=way)
 
 
 def _apart(boxes: Float[np.ndarray, "N 4"], scores: Float[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
