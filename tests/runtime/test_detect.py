@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -95,6 +96,22 @@ def test_no_closer_look_at_a_part_of_somebody_sure(
     boxes, scores = np.array([[0, 0, 10, 10], [2, 2, 8, 8], [5, 0, 15, 10.0]]), np.array([0.7, 0.5, 0.5])
     assert _apart(boxes, scores).tolist() == [True, False, True]
     assert _apart(boxes, scores - 0.2).tolist() == [True, True, True]  # nobody sure
+
+
+def test_a_large_photo_is_shrunk_once(
+    detector: PersonDetector, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, box = within(astronaut, 1.4)
+    sizes, resize = [], cv2.resize
+
+    def shrink(image: np.ndarray, *rest: Any, **more: Any) -> np.ndarray:
+        sizes.append(image.shape[:2])
+        return resize(image, *rest, **more)
+
+    monkeypatch.setattr(cv2, "resize", shrink)
+    found = detector(photo)
+    assert sizes[:2] == [(720, 1280), (352, 640)]  # the second look is made of the first
+    assert box_iou(found[0].box, box)[0, 0] > 0.9
 
 
 def test_impossible_settings_and_a_missing_model_are_named(tmp_path: Path) -> None:
