@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from vqhps.errors import VqhpsError
 from vqhps.runtime import export_mesh, render
+from vqhps.runtime.bundle import available_cores
 from vqhps.runtime.photo import Photo, read_photo
 from vqhps.runtime.predictor import Prediction, Predictor
 
@@ -53,7 +56,7 @@ def predict_photos(
     boxes: Mapping[str, np.ndarray] | np.ndarray | None = None,
     focal: float | None = None,
 ) -> Iterator[Result]:
-    """Predict photo by photo; one that fails does not stop the others.
+    """Predict photo by photo; one that fails does not stop the others. Files are written while the next is predicted.
 
     Args:
         predictor: the model.
@@ -64,7 +67,10 @@ def predict_photos(
         focal: px; by default from EXIF, else a guess from the size of the photo.
     """
     first_of: dict[str, Path] = {}
-    for path in photos:
+    workers = available_cores()
+    pool, writing = ThreadPoolExecutor(workers), deque[Future[Result]]()
+
+    def predict(path: Path) -> Callable[[], Result]:
         try:
             other = first_of.setdefault(path.stem, path)
             if other is not path:
@@ -75,10 +81,30 @@ def predict_photos(
             people = predictor.predict(photo.image, _boxes_of(path, boxes), focal or photo.focal)
             if not people:
                 raise VqhpsError(f"{path}: no person found; give a box with --box x0 y0 x1 y1")
-            files = write_outputs(predictor, path, photo, people, out, outputs)
-            yield Result(path, len(people), tuple(files), None)
+            return lambda: _written(predictor, path, photo, people, out, outputs)
         except VqhpsError as error:
-            yield Result(path, 0, (), error)
+            failed = Result(path, 0, (), error)
+            return lambda: failed
+
+    try:
+        for path in photos:
+            writing.append(pool.submit(predict(path)))
+            if len(writing) > workers:  # no more photos are held in memory
+                yield writing.popleft().result()
+        while writing:
+            yield writing.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is being written gets written
+
+
+def _written(
+    predictor: Predictor, path: Path, photo: Photo, people: Sequence[Prediction], out: Path, outputs: Outputs
+) -> Result:
+    try:
+        files = write_outputs(predictor, path, photo, people, out, outputs)
+        return Result(path, len(people), tuple(files), None)
+    except VqhpsError as error:
+        return Result(path, 0, (), error)
 
 
 def _boxes_of(path: Path, boxes: Mapping[str, np.ndarray] | np.ndarray | None) -> np.ndarray | None:

@@ -54,13 +54,10 @@ def render_overlay(
         return result
     x0, y0, x1, y1 = rect
     scale = np.array([small[0] / width, small[1] / height])
-    columns, rows = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
-    pixels = np.stack([columns, rows], -1) / scale - (width / 2, height / 2)
-    rays = np.ones((*pixels.shape[:2], 3), np.float32)
-    rays[..., :2] = pixels / people[0].focal
-    origins = np.zeros_like(rays)
+    x = ((np.arange(x0, x1) + 0.5) / scale[0] - width / 2) / people[0].focal
+    y = ((np.arange(y0, y1) + 0.5) / scale[1] - height / 2) / people[0].focal
     colors = [person_color(index) for index in range(len(people))] if colors is None else colors
-    layer = _cast([p.vertices for p in people], faces, origins, rays, colors)
+    layer = _cast([p.vertices for p in people], faces, x, y, colors, perspective=True)
     corner = np.round(np.array([[x0, y0], [x1, y1]]) / scale).astype(int)
     window = result[corner[0, 1] : corner[1, 1], corner[0, 0] : corner[1, 0]]
     if window.shape[:2] != layer.shape[:2]:
@@ -138,13 +135,10 @@ def render_side_view(
     x1, y1 = (int(v) for v in np.clip(np.ceil(points.max(axis=0)) + 2, 0, view.size))
     if x1 <= x0 or y1 <= y0:
         return picture
-    columns, rows = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
-    start = np.full_like(rows, min(v[:, 2].min() for v in turned) - 1)
-    corner = view.corner
-    origins = np.stack([columns / view.metre + corner[0], rows / view.metre + corner[1], start], -1).astype(np.float32)
-    rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
+    x = (np.arange(x0, x1) + 0.5) / view.metre + view.corner[0]
+    y = (np.arange(y0, y1) + 0.5) / view.metre + view.corner[1]
     window = picture[y0:y1, x0:x1]
-    window[:] = _blend(window, _cast(turned, faces, origins, rays, colors), 1.0)
+    window[:] = _blend(window, _cast(turned, faces, x, y, colors), 1.0)
     return picture
 
 
@@ -165,10 +159,7 @@ def render_crop(
     """
     side = len(crop)
     line = ((np.arange(side) + 0.5) * (2 / side) - 1) / max(float(camera[0]), 1e-6)
-    x, y = np.meshgrid(line - camera[1], line - camera[2])
-    origins = np.stack([x, y, np.full_like(x, vertices[:, 2].min() - 1)], -1).astype(np.float32)
-    rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
-    return _blend(crop, _cast([vertices], faces, origins, rays, [color]), 0.85)
+    return _blend(crop, _cast([vertices], faces, line - camera[1], line - camera[2], [color]), 0.85)
 
 
 def render_row(
@@ -189,12 +180,10 @@ def render_row(
     half = np.max([np.abs(v).max(axis=0) for v in centred], axis=0)
     metre = height * (1 - 2 * _PANEL_MARGIN) / (2 * max(half[1], half[0] / 2, 1e-6))  # px
     width = int(np.ceil(2 * half[0] * metre + 2 * _PANEL_MARGIN * height))
+    x, y = ((np.arange(side) + 0.5 - side / 2) / metre for side in (width, height))
     panels = []
     for vertices, color in zip(centred, colors, strict=True):
-        columns, rows = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
-        origins = np.stack([columns / metre, rows / metre, np.full_like(rows, -half[2] - 1)], -1).astype(np.float32)
-        rays = np.broadcast_to(np.array([0, 0, 1], np.float32), origins.shape)
-        layer = _cast([vertices], faces, origins, rays, [color])
+        layer = _cast([vertices], faces, x, y, [color])
         panels.append(_blend(np.full((height, width, 3), 255, np.uint8), layer, 1.0))
     return np.concatenate(panels, axis=1)
 
@@ -236,13 +225,21 @@ def _bounds(
 def _cast(
     bodies: Sequence[np.ndarray],
     faces: np.ndarray,
-    origins: np.ndarray,
-    rays: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
     colors: Sequence[np.ndarray],
+    perspective: bool = False,
 ) -> np.ndarray:
-    """Shade what rays (h, w, 3) hit first: (h, w, 4) uint8, colour times coverage, and coverage; edges are softened.
+    """Shade what the rays of a picture hit first: (h, w, 4) uint8, colour times coverage, and coverage; edges are
+    softened.
 
-    `colors` of each body are (3,), or (V, 3) for each vertex.
+    Args:
+        bodies: meshes (V, 3), camera axes.
+        faces: (F, 3) of each.
+        x: (w,) of each column, evenly spaced: m, or, in perspective, slope of the ray.
+        y: (h,) of each row, the same.
+        colors: of each body, (3,), or (V, 3) for each vertex.
+        perspective: rays come from the origin; else they are parallel to z.
     """
     from embreex.mesh_construction import TriangleMesh
     from embreex.rtcore_scene import EmbreeScene
@@ -252,19 +249,37 @@ def _cast(
     triangles = np.concatenate([faces + i * count for i in range(len(bodies))]).astype(np.int32)
     scene = EmbreeScene()
     TriangleMesh(scene, vertices, triangles)
-    flat_rays = np.ascontiguousarray(rays.reshape(-1, 3), np.float32)
-    hits = scene.run(np.ascontiguousarray(origins.reshape(-1, 3), np.float32), flat_rays, output=True)
+    pixel = np.flatnonzero(_around(bodies, x, y, perspective))
+    rows, columns = np.divmod(pixel, len(x))
+    places, line = np.zeros((2, len(pixel), 3), np.float32)
+    line[:, 2], places[:, 2] = 1, 0 if perspective else vertices[:, 2].min() - 1
+    moving = line if perspective else places
+    moving[:, 0], moving[:, 1] = x[columns], y[rows]
+    hits = scene.run(places, line, output=True)
     hit = np.flatnonzero(hits["primID"] >= 0)
-    triangle, u, v = hits["primID"][hit], hits["u"][hit, None], hits["v"][hit, None]
+    corners, u, v = triangles[hits["primID"][hit]].T, hits["u"][hit, None], hits["v"][hit, None]
     normals = np.concatenate([vertex_normals(body, faces) for body in bodies])
     painted = np.concatenate([np.broadcast_to(c, (count, 3)) for c in colors]).astype(np.float32)
-    weights = np.stack([1 - u - v, u, v], 1)  # of the corners of the triangle hit
-    normal, color = (np.sum(weights * values[triangles[triangle]], axis=1) for values in (normals, painted))
-    shaded = _shade(normal, flat_rays[hit], color)
-    layer = np.zeros((flat_rays.shape[0], 4), np.uint8)
-    layer[hit, :3] = shaded
-    layer[hit, 3] = 255
-    return cv2.GaussianBlur(layer.reshape(*rays.shape[:2], 4), (3, 3), 0.6)
+    weights = (1 - u - v, u, v)  # of the corners of the triangle hit
+    normal, color = (sum(w * values[c] for w, c in zip(weights, corners, strict=True)) for values in (normals, painted))
+    layer = np.zeros((len(y) * len(x), 4), np.uint8)
+    layer[pixel[hit], :3] = _shade(normal, line[hit], color)
+    layer[pixel[hit], 3] = 255
+    return cv2.GaussianBlur(layer.reshape(len(y), len(x), 4), (3, 3), 0.6)
+
+
+def _around(bodies: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, perspective: bool) -> np.ndarray:
+    """Pixels (h, w) in the convex outlines of meshes or at their edge, see `_cast`: no other ray can hit them."""
+    mask = np.zeros((len(y), len(x)), np.uint8)
+    step = np.array([(line[-1] - line[0]) / max(len(line) - 1, 1) or 1.0 for line in (x, y)])
+    for body in bodies:
+        if perspective and body[:, 2].min() < _NEAR:  # reaches behind the camera: no outline
+            return np.ones_like(mask)
+        points = body[:, :2] / body[:, 2:] if perspective else body[:, :2]
+        outline = cv2.convexHull(np.round((points - (x[0], y[0])) / step).astype(np.int32))
+        cv2.fillConvexPoly(mask, outline, 1)
+        cv2.polylines(mask, [outline], True, 1, thickness=3)
+    return mask
 
 
 def _shade(normals: np.ndarray, rays: np.ndarray, colors: np.ndarray) -> np.ndarray:
