@@ -5,6 +5,7 @@ import pytest
 
 from shared import tiny_mesh
 from vqhps.errors import VqhpsError
+from vqhps.runtime import render
 from vqhps.runtime.predictor import Prediction
 from vqhps.runtime.render import (
     SideView,
@@ -87,6 +88,26 @@ def test_body_behind_beside_or_around_the_camera(place):
     assert result.shape == image.shape
     if place[2] != 0.1:
         np.testing.assert_array_equal(result, image)
+
+
+def test_rays_left_out_hit_nothing(monkeypatch):
+    """Only pixels near a mesh are cast; all of them give the same pictures."""
+    people = [person(-0.8, 0.1, 3.0), person(0.9, -0.6, 6.0), person(2.2, 0.0, 4.0)]
+    view = SideView.around(np.array([2.0, -1.5]), np.array([7.0, 1.5]), (300, 180))
+    colors = [person_color(i) for i in range(3)]
+    near = []
+
+    def pictures():
+        side_view = render_side_view([p.vertices for p in people], FACES, colors, view)
+        return [render_overlay(grey(), people, FACES), render_side(people, FACES), side_view]
+
+    real = render._around
+    monkeypatch.setattr(render, "_around", lambda *a: near.append(real(*a)) or near[-1])
+    some = pictures()
+    monkeypatch.setattr(render, "_around", lambda bodies, x, y, perspective: np.ones((len(y), len(x))))
+    for a, b in zip(some, pictures(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert 0.05 < np.mean(near[0]) < 0.6
 
 
 def test_nobody_changes_nothing():
