@@ -17,6 +17,9 @@ from vqhps.runtime.photo import Photo, read_photo
 from vqhps.runtime.predictor import Prediction, Predictor
 
 
+_WRITERS = 4  # threads at most; each holds a photo
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Which files to write for a photo `a.jpg`.
@@ -67,7 +70,7 @@ def predict_photos(
         focal: px; by default from EXIF, else a guess from the size of the photo.
     """
     first_of: dict[str, Path] = {}
-    workers = available_cores()
+    workers = min(available_cores(), _WRITERS)
     pool, writing = ThreadPoolExecutor(workers), deque[Future[Result]]()
 
     def predict(path: Path) -> Callable[[], Result]:
