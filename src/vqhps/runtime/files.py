@@ -16,7 +16,6 @@ from vqhps.runtime.bundle import available_cores
 from vqhps.runtime.photo import Photo, read_photo
 from vqhps.runtime.predictor import Prediction, Predictor
 
-
 _WRITERS = 4  # threads at most; each holds a photo
 
 
