@@ -1,6 +1,7 @@
 """Photos in, files out: the next photo is predicted while files are written, in order; nothing is left half-done."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,17 +91,26 @@ def test_a_photo_that_fails_does_not_stop_the_others(
 def test_interrupted_it_leaves_whole_files(
     predictor: Predictor, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, expected = files.read_photo, tmp_path / "expected"
+    """What is being written when somebody presses Ctrl-C is written to its end."""
+    read, write, expected = files.read_photo, files.write_outputs, tmp_path / "expected"
     list(run(predictor, photos, expected))
+    begun = threading.Event()
 
     def reading(path: Path) -> object:
-        if path == photos[2]:
+        if path == photos[1]:
+            assert begun.wait(PATIENCE)
             raise KeyboardInterrupt
         return read(path)
 
+    def writing(*given: object) -> list[Path]:
+        begun.set()
+        time.sleep(0.5)
+        return write(*given)  # type: ignore[arg-type]
+
     monkeypatch.setattr(files, "read_photo", reading)
+    monkeypatch.setattr(files, "write_outputs", writing)
     with pytest.raises(KeyboardInterrupt):
         list(run(predictor, photos, tmp_path / "out"))
     written = sorted((tmp_path / "out").iterdir())
-    assert written and {p.name[0] for p in written} <= {"a", "b"}
+    assert [p.name for p in written] == sorted(p.name for p in expected.iterdir() if p.name[0] == "a")
     assert all(p.read_bytes() == (expected / p.name).read_bytes() for p in written)
