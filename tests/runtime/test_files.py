@@ -11,7 +11,7 @@ from PIL import Image
 
 import tiny_bundle
 from vqhps.errors import VqhpsError
-from vqhps.runtime import files
+from vqhps.runtime import files, threads
 from vqhps.runtime.files import Outputs, Result, predict_photos
 from vqhps.runtime.predictor import Predictor
 
@@ -63,7 +63,7 @@ def test_few_photos_are_held_in_memory(
     predictor: Predictor, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, opened = files.read_photo, []
-    monkeypatch.setattr(files, "available_cores", lambda: 2)
+    monkeypatch.setattr(threads, "available_cores", lambda: 2)
     monkeypatch.setattr(files, "read_photo", lambda path: opened.append(path) or read(path))  # type: ignore[func-returns-value]
     for done, _ in enumerate(run(predictor, photos, tmp_path / "out")):
         assert len(opened) <= done + 3  # two that are written, and one more

@@ -17,9 +17,10 @@ from moving_people import HEIGHT, WIDTH, Capture, PaintDetector, encode, painted
 from vqhps import cli
 from vqhps.errors import VqhpsError
 from vqhps.geometry import default_focal
-from vqhps.runtime.motion import prefetch, track_people
+from vqhps.runtime.motion import track_people
 from vqhps.runtime.motion_files import CHUNK, VideoOptions, chunk_files, predict_video, read_chunk
 from vqhps.runtime.predictor import Predictor, to_pixels
+from vqhps.runtime.threads import prefetch
 from vqhps.runtime.video import Frame, open_source
 
 EVERY = 3

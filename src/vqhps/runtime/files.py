@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +10,9 @@ import numpy as np
 
 from vqhps.errors import VqhpsError
 from vqhps.runtime import export_mesh, render
-from vqhps.runtime.bundle import available_cores
 from vqhps.runtime.photo import Photo, read_photo
 from vqhps.runtime.predictor import Prediction, Predictor
-
-_WRITERS = 4  # threads at most; each holds a photo
+from vqhps.runtime.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,6 @@ def predict_photos(
         focal: px; by default from EXIF, else a guess from the size of the photo.
     """
     first_of: dict[str, Path] = {}
-    workers = min(available_cores(), _WRITERS)
-    pool, writing = ThreadPoolExecutor(workers), deque[Future[Result]]()
 
     def predict(path: Path) -> Callable[[], Result]:
         try:
@@ -88,15 +82,7 @@ def predict_photos(
             failed = Result(path, 0, (), error)
             return lambda: failed
 
-    try:
-        for path in photos:
-            writing.append(pool.submit(predict(path)))
-            if len(writing) > workers:  # no more photos are held in memory
-                yield writing.popleft().result()
-        while writing:
-            yield writing.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # what is being written gets written
+    return in_threads(lambda write: write(), map(predict, photos))
 
 
 def _written(

@@ -6,22 +6,20 @@ nobody is followed into the void and all bodies of a segment go through the netw
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from vqhps.crop import crop_image
 from vqhps.errors import VqhpsError
 from vqhps.geometry import crop_from_box, default_focal, rotate
-from vqhps.runtime.bundle import Bundle, available_cores
+from vqhps.runtime.bundle import Bundle
 from vqhps.runtime.predictor import Prediction, Predictor, place, to_pixels
 from vqhps.runtime.smooth import Smoothing, Table, smooth
+from vqhps.runtime.threads import in_threads, prefetch
 from vqhps.runtime.track import Track, Tracker
 from vqhps.runtime.video import Frame
 
@@ -29,8 +27,6 @@ EVERY = 6
 """Frames from one look of the detector to the next."""
 
 _AHEAD = 8  # frames read ahead
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -142,60 +138,14 @@ def predict_segments(
         raise VqhpsError(f"the detector must look every 1 frame or more, got {every}")
     if focal is not None and not (np.isfinite(focal) and focal > 0):
         raise VqhpsError(f"the focal length must be a positive number of pixels, got {focal}")
-    running: deque[tuple[Segment, Future[Table]]] = deque()
-    workers = max(1, min(available_cores(), 4))
-    pool, reader = ThreadPoolExecutor(workers), prefetch(frames, _AHEAD)
+    reader = prefetch(frames, _AHEAD)
     try:
-        for segment in _segments(predictor, reader, tracker, every, resumed):
-            running.append((segment, pool.submit(_bodies, predictor.bundle, segment, focal, keep_vertices)))
-            if len(running) > workers:
-                done, future = running.popleft()
-                yield done, future.result()
-        while running:
-            done, future = running.popleft()
-            yield done, future.result()
+        yield from in_threads(
+            lambda segment: (segment, _bodies(predictor.bundle, segment, focal, keep_vertices)),
+            _segments(predictor, reader, tracker, every, resumed),
+        )
     finally:
         reader.close()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """The same items, made in a thread of their own, at most `ahead` before they are asked for."""
-    line: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
-    stopped = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                line.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # handed over to whoever asks
-            put("error", error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = line.get()
-            if kind == "item":
-                yield value
-            elif kind == "end":
-                return
-            else:
-                raise value
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def _segments(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from vqhps.runtime.bundle import available_cores
 from vqhps.runtime.export_mesh import whole_file
-from vqhps.runtime.motion import predictions, prefetch
+from vqhps.runtime.motion import predictions
 from vqhps.runtime.render import SideView, person_color, render_overlay, render_side_view
+from vqhps.runtime.threads import MOST_THREADS, in_threads, prefetch
 from vqhps.runtime.video import Frame, VideoWriter
 
 if TYPE_CHECKING:
@@ -53,25 +51,19 @@ def write_pictures(motion: Motion, told: Advance) -> list[Path]:
 
 def _write(motion: Motion, paths: list[Path], draw: Draw, told: Advance) -> None:
     """Draw in several threads, and write in order."""
-    workers = max(1, min(available_cores(), 4))
-    running: deque[tuple[float, Future[list[np.ndarray]]]] = deque()
+
+    def drawn(of: tuple[Frame, dict[str, np.ndarray]]) -> tuple[Frame, list[np.ndarray]]:
+        return of[0], draw(*of)
+
     with contextlib.ExitStack() as stack:
         temporary = [stack.enter_context(whole_file(path)) for path in paths]
         videos = [stack.enter_context(VideoWriter(path, motion.source.fps)) for path in temporary]
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-
-        def finish_one() -> None:
-            moment, pictures = running.popleft()
-            for video, picture in zip(videos, pictures.result(), strict=True):
-                video.write(picture, moment)
-
-        for frame, rows in zip(prefetch(motion.source.replay(), workers), motion.by_frame(), strict=False):
-            running.append((frame.time, pool.submit(draw, frame, rows)))
-            if len(running) > workers:
-                finish_one()
+        reader = stack.enter_context(contextlib.closing(prefetch(motion.source.replay(), MOST_THREADS)))
+        frames = zip(reader, motion.by_frame(), strict=False)
+        for frame, pictures in stack.enter_context(contextlib.closing(in_threads(drawn, frames))):
+            for video, picture in zip(videos, pictures, strict=True):
+                video.write(picture, frame.time)
             told(frame.index + 1, "pictures")
-        while running:
-            finish_one()
 
 
 def _side_view(motion: Motion) -> SideView:
