@@ -90,24 +90,50 @@ def test_body_behind_beside_or_around_the_camera(place):
         np.testing.assert_array_equal(result, image)
 
 
-def test_rays_left_out_hit_nothing(monkeypatch):
-    """Only pixels near a mesh are cast; all of them give the same pictures."""
-    people = [person(-0.8, 0.1, 3.0), person(0.9, -0.6, 6.0), person(2.2, 0.0, 4.0)]
-    view = SideView.around(np.array([2.0, -1.5]), np.array([7.0, 1.5]), (300, 180))
-    colors = [person_color(i) for i in range(3)]
-    near = []
+def first_hits(bodies: list[np.ndarray], origins: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Which body each ray (N, 3) hits first, by Embree; -1 for none."""
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
 
-    def pictures():
-        side_view = render_side_view([p.vertices for p in people], FACES, colors, view)
-        return [render_overlay(grey(), people, FACES), render_side(people, FACES), side_view]
+    scene = EmbreeScene()
+    vertices = np.concatenate(bodies).astype(np.float32)
+    TriangleMesh(scene, vertices, np.concatenate([FACES + i * len(bodies[0]) for i in range(len(bodies))]))
+    hits = scene.run(origins.astype(np.float32), rays.astype(np.float32), output=True)["primID"]
+    return np.where(hits < 0, -1, hits // len(FACES))
 
-    real = render._around
-    monkeypatch.setattr(render, "_around", lambda *a: near.append(real(*a)) or near[-1])
-    some = pictures()
-    monkeypatch.setattr(render, "_around", lambda bodies, x, y, perspective: np.ones((len(y), len(x))))
-    for a, b in zip(some, pictures(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert 0.05 < np.mean(near[0]) < 0.6
+
+def flat_colors(monkeypatch, count: int) -> np.ndarray:
+    """Colours (N, 3) that show as they are: without light and soft edges."""
+    monkeypatch.setattr(render, "_shade", lambda normals, rays, colors: colors.astype(np.float32))
+    monkeypatch.setattr(render.cv2, "GaussianBlur", lambda layer, *a: layer)
+    return np.eye(3)[:count]
+
+
+@pytest.mark.parametrize("nearest", [3.0, 0.5, 0.0])
+def test_overlay_shows_what_rays_hit_first(nearest, monkeypatch):
+    """Pixel by pixel; with people who overlap, cross, are cut by the photo, and reach behind the camera."""
+    colors = flat_colors(monkeypatch, 3)
+    people = [person(-0.3, 0.1, nearest, 150), person(0.2, -0.6, 6.0, 150), person(0.1, 0.0, nearest + 0.2, 150)]
+    picture = render_overlay(np.zeros((290, 410, 3), np.uint8), people, FACES, 1.0, list(colors))
+    x, y = np.meshgrid(np.arange(410) + 0.5 - 205, np.arange(290) + 0.5 - 145)
+    rays = np.stack([x.ravel(), y.ravel(), np.full(x.size, 150)], -1) / 150
+    hits = first_hits([p.vertices for p in people], rays * render._NEAR, rays).reshape(290, 410)
+    shown = np.where(picture.any(-1), picture.argmax(-1), -1)
+    assert len(np.unique(hits)) >= 3
+    assert (shown != hits).mean() < 1e-4
+
+
+def test_side_view_shows_what_rays_hit_first(monkeypatch):
+    colors = flat_colors(monkeypatch, 2)
+    view = SideView.around(np.array([2.0, -1.0]), np.array([6.0, 1.0]), (301, 180))
+    bodies = [person(0.0, 0.1, 3.2).vertices, person(0.05, -0.3, 3.4).vertices]
+    picture = render_side_view(bodies, FACES, colors, view)
+    z, y = np.meshgrid((np.arange(301) + 0.5) / view.metre, (np.arange(180) + 0.5) / view.metre)
+    places = np.stack([np.full(z.size, 9.0), y.ravel() + view.corner[1], z.ravel() + view.corner[0]], -1)
+    hits = first_hits(bodies, places, np.tile([-1.0, 0, 0], (z.size, 1))).reshape(180, 301)
+    shown = np.where(np.ptp(picture, -1) > 0, picture.argmax(-1), -1)
+    assert len(np.unique(hits)) == 3
+    assert (shown != hits).mean() < 1e-4
 
 
 def test_nobody_changes_nothing():

@@ -1,4 +1,4 @@
-"""Pictures of predicted meshes by ray casting on the CPU: over the photo, and from the side. No GL, no display."""
+"""Pictures of predicted meshes: over the photo, and from the side. OpenCV draws the triangles: no GPU, no display."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from vqhps.errors import VqhpsError
 from vqhps.runtime.predictor import Prediction
 
-_MAX_SIDE = 1920  # px; over a larger photo the mesh is cast at this size and enlarged
-_NEAR = 0.05  # m
+_MAX_SIDE = 1920  # px; over a larger photo the mesh is drawn at this size and enlarged
+_NEAR = 0.05  # m: nothing nearer to the camera is drawn
+_AWAY = 1000.0  # m: from there, rays to a body are as good as parallel
 _LIGHTS = (((-0.4, -0.55, -0.75), 0.70), ((0.7, -0.1, -0.5), 0.25), ((0.0, 0.8, -0.3), 0.10))  # towards it, strength
 _AMBIENT = 0.26
 _GRID = 205  # grey of the lines of a side view, a metre apart
@@ -54,15 +55,15 @@ def render_overlay(
         return result
     x0, y0, x1, y1 = rect
     scale = np.array([small[0] / width, small[1] / height])
-    x = ((np.arange(x0, x1) + 0.5) / scale[0] - width / 2) / people[0].focal
-    y = ((np.arange(y0, y1) + 0.5) / scale[1] - height / 2) / people[0].focal
+    middle = np.array([width, height]) / 2
+    window = [(np.array(corner) / scale - middle) / people[0].focal for corner in (rect[:2], rect[2:])]
     colors = [person_color(index) for index in range(len(people))] if colors is None else colors
-    layer = _cast([p.vertices for p in people], faces, x, y, colors, perspective=True)
+    layer = _draw([p.vertices for p in people], faces, colors, window, (x1 - x0, y1 - y0), perspective=True)
     corner = np.round(np.array([[x0, y0], [x1, y1]]) / scale).astype(int)
-    window = result[corner[0, 1] : corner[1, 1], corner[0, 0] : corner[1, 0]]
-    if window.shape[:2] != layer.shape[:2]:
-        layer = cv2.resize(layer, (window.shape[1], window.shape[0]), interpolation=cv2.INTER_LINEAR)
-    window[:] = _blend(window, layer, opacity)
+    part = result[corner[0, 1] : corner[1, 1], corner[0, 0] : corner[1, 0]]
+    if part.shape[:2] != layer.shape[:2]:
+        layer = cv2.resize(layer, (part.shape[1], part.shape[0]), interpolation=cv2.INTER_LINEAR)
+    part[:] = _blend(part, layer, opacity)
     return result
 
 
@@ -135,10 +136,9 @@ def render_side_view(
     x1, y1 = (int(v) for v in np.clip(np.ceil(points.max(axis=0)) + 2, 0, view.size))
     if x1 <= x0 or y1 <= y0:
         return picture
-    x = (np.arange(x0, x1) + 0.5) / view.metre + view.corner[0]
-    y = (np.arange(y0, y1) + 0.5) / view.metre + view.corner[1]
-    window = picture[y0:y1, x0:x1]
-    window[:] = _blend(window, _cast(turned, faces, x, y, colors), 1.0)
+    window = [np.array(corner) / view.metre + view.corner for corner in ((x0, y0), (x1, y1))]
+    layer = _draw(turned, faces, colors, window, (x1 - x0, y1 - y0))
+    picture[y0:y1, x0:x1] = _blend(picture[y0:y1, x0:x1], layer, 1.0)
     return picture
 
 
@@ -157,9 +157,9 @@ def render_crop(
     Returns:
         (S, S, 3) uint8 RGB, a new array.
     """
-    side = len(crop)
-    line = ((np.arange(side) + 0.5) * (2 / side) - 1) / max(float(camera[0]), 1e-6)
-    return _blend(crop, _cast([vertices], faces, line - camera[1], line - camera[2], [color]), 0.85)
+    half = 1 / max(float(camera[0]), 1e-6)
+    window = [-half - camera[1:], half - camera[1:]]
+    return _blend(crop, _draw([vertices], faces, [color], window, (len(crop), len(crop))), 0.85)
 
 
 def render_row(
@@ -180,10 +180,10 @@ def render_row(
     half = np.max([np.abs(v).max(axis=0) for v in centred], axis=0)
     metre = height * (1 - 2 * _PANEL_MARGIN) / (2 * max(half[1], half[0] / 2, 1e-6))  # px
     width = int(np.ceil(2 * half[0] * metre + 2 * _PANEL_MARGIN * height))
-    x, y = ((np.arange(side) + 0.5 - side / 2) / metre for side in (width, height))
+    corner = np.array([width, height]) / (2 * metre)
     panels = []
     for vertices, color in zip(centred, colors, strict=True):
-        layer = _cast([vertices], faces, x, y, [color])
+        layer = _draw([vertices], faces, [color], [-corner, corner], (width, height))
         panels.append(_blend(np.full((height, width, 3), 255, np.uint8), layer, 1.0))
     return np.concatenate(panels, axis=1)
 
@@ -222,80 +222,62 @@ def _bounds(
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def _cast(
+def _draw(
     bodies: Sequence[np.ndarray],
     faces: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
     colors: Sequence[np.ndarray],
+    window: Sequence[np.ndarray],
+    size: tuple[int, int],
     perspective: bool = False,
 ) -> np.ndarray:
-    """Shade what the rays of a picture hit first: (h, w, 4) uint8, colour times coverage, and coverage; edges are
-    softened.
+    """Draw meshes, the nearest first: (h, w, 4) uint8, colour times coverage, and coverage; edges are softened.
 
     Args:
         bodies: meshes (V, 3), camera axes.
         faces: (F, 3) of each.
-        x: (w,) of each column, evenly spaced: m, or, in perspective, slope of the ray.
-        y: (h,) of each row, the same.
         colors: of each body, (3,), or (V, 3) for each vertex.
-        perspective: rays come from the origin; else they are parallel to z.
+        window: (2,) each, the upper left and the lower right corner of the picture: x and y in m, or, in perspective,
+            over z.
+        size: width and height of the picture, px.
+        perspective: seen from the origin; else along z.
     """
-    from embreex.mesh_construction import TriangleMesh
-    from embreex.rtcore_scene import EmbreeScene
-
-    count = len(bodies[0])
     vertices = np.concatenate(bodies).astype(np.float32)
-    triangles = np.concatenate([faces + i * count for i in range(len(bodies))]).astype(np.int32)
-    scene = EmbreeScene()
-    TriangleMesh(scene, vertices, triangles)
-    pixel = np.flatnonzero(_around(bodies, x, y, perspective))
-    rows, columns = np.divmod(pixel, len(x))
-    places, line = np.zeros((2, len(pixel), 3), np.float32)
-    line[:, 2], places[:, 2] = 1, 0 if perspective else vertices[:, 2].min() - 1
-    moving = line if perspective else places
-    moving[:, 0], moving[:, 1] = x[columns], y[rows]
-    hits = scene.run(places, line, output=True)
-    hit = np.flatnonzero(hits["primID"] >= 0)
-    corners, u, v = triangles[hits["primID"][hit]].T, hits["u"][hit, None], hits["v"][hit, None]
     normals = np.concatenate([vertex_normals(body, faces) for body in bodies])
-    painted = np.concatenate([np.broadcast_to(c, (count, 3)) for c in colors]).astype(np.float32)
-    weights = (1 - u - v, u, v)  # of the corners of the triangle hit
-    normal, color = (sum(w * values[c] for w, c in zip(weights, corners, strict=True)) for values in (normals, painted))
-    layer = np.zeros((len(y) * len(x), 4), np.uint8)
-    layer[pixel[hit], :3] = _shade(normal, line[hit], color)
-    layer[pixel[hit], 3] = 255
-    return cv2.GaussianBlur(layer.reshape(len(y), len(x), 4), (3, 3), 0.6)
-
-
-def _around(bodies: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, perspective: bool) -> np.ndarray:
-    """Pixels (h, w) in the convex outlines of meshes or at their edge, see `_cast`: no other ray can hit them."""
-    mask = np.zeros((len(y), len(x)), np.uint8)
-    step = np.array([(line[-1] - line[0]) / max(len(line) - 1, 1) or 1.0 for line in (x, y)])
-    for body in bodies:
-        if perspective and body[:, 2].min() < _NEAR:  # reaches behind the camera: no outline
-            return np.ones_like(mask)
-        points = body[:, :2] / body[:, 2:] if perspective else body[:, :2]
-        outline = cv2.convexHull(np.round((points - (x[0], y[0])) / step).astype(np.int32))
-        cv2.fillConvexPoly(mask, outline, 1)
-        cv2.polylines(mask, [outline], True, 1, thickness=3)
-    return mask
+    painted = np.concatenate([np.broadcast_to(c, (len(bodies[0]), 3)) for c in colors])
+    lit = _shade(normals, vertices if perspective else np.array([[0, 0, 1]], np.float32), painted)
+    depth = vertices[:, 2] if perspective else _AWAY + vertices[:, 2] - vertices[:, 2].min()
+    flat = vertices[:, :2] if perspective else vertices[:, :2] * depth[:, None]
+    # OpenCV looks along -z, y up, at a window whose half height is 1 at z = -1
+    middle, half = (window[0] + window[1]) / 2, (window[1] - window[0]) / 2
+    x, y = ((flat - middle * depth[:, None]) / half).T
+    seen = np.stack([x * (size[0] / size[1]), -y, -depth], -1).astype(np.float32)
+    triangles = np.concatenate([faces + i * len(bodies[0]) for i in range(len(bodies))]).astype(np.int32)
+    color, nearness = np.zeros((size[1], size[0], 3), np.float32), np.ones((size[1], size[0]), np.float32)
+    settings = cv2.TriangleRasterizeSettings()
+    settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
+    settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+    settings.setGlCompatibleMode(cv2.RASTERIZE_COMPAT_INVDEPTH)
+    near = max(_NEAR, 0.9 * float(depth.min()))
+    far = max(near, float(depth.max())) * 1.1
+    cv2.triangleRasterize(seen, triangles, lit, color, nearness, np.eye(4), np.pi / 2, near, far, settings)
+    covered = np.where(nearness < 1, 255, 0).astype(np.uint8)[..., None]
+    layer = np.concatenate([cv2.convertScaleAbs(color, alpha=255), covered], -1)
+    return cv2.GaussianBlur(layer, (3, 3), 0.6)
 
 
 def _shade(normals: np.ndarray, rays: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Light P surface points with normals and view rays (P, 3) and colours (P, 3) in [0, 1]: (P, 3) uint8."""
-    normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
-    facing = np.einsum("pc,pc->p", normals, rays) / np.linalg.norm(rays, axis=-1)
-    normals = np.where(facing[:, None] > 0, -normals, normals)  # inner sides are lit like outer ones
+    """Light P surface points with unit normals (P, 3), view rays (P or 1, 3) and colours (P, 3): (P, 3) in [0, 1]."""
+    facing = (normals * rays).sum(-1) / np.maximum(np.linalg.norm(rays, axis=-1), 1e-6)
     light = np.full(len(normals), _AMBIENT, np.float32)
     for direction, strength in _LIGHTS:
         towards = np.array(direction, np.float32) / np.linalg.norm(direction)
         light += strength * np.maximum(normals @ towards.astype(np.float32), 0)
     rim = 0.18 * (1 - np.abs(facing)) ** 3
-    return np.clip((colors * light[:, None] + rim[:, None]) * 255, 0, 255).astype(np.uint8)
+    return np.clip(colors * light[:, None] + rim[:, None], 0, 1).astype(np.float32)
 
 
 def _blend(picture: np.ndarray, layer: np.ndarray, opacity: float) -> np.ndarray:
     """A layer (h, w, 4) of colour times coverage, and coverage, over a picture (h, w, 3); both uint8."""
-    keep = 1 - layer[..., 3:].astype(np.float32) * (opacity / 255)
-    return np.clip(picture * keep + layer[..., :3] * np.float32(opacity) + 0.5, 0, 255).astype(np.uint8)
+    keep = 1 - layer[..., 3].astype(np.float32) * (opacity / 255)
+    behind = cv2.multiply(picture, cv2.merge([keep] * 3), dtype=cv2.CV_8U)
+    return cv2.addWeighted(behind, 1, layer[..., :3], opacity, 0)
