@@ -7,7 +7,7 @@ Camera axes are OpenCV's (x right, y down, z forward); pixel centres lie at inte
 import math
 from typing import Any
 
-from array_api_compat import array_namespace
+import numpy as np
 
 Array = Any  # numpy.ndarray or torch.Tensor, shapes in the docstrings
 
@@ -23,7 +23,7 @@ def matrix_from_6d(rotation_6d: Array) -> Array:
     Returns:
         (..., 3, 3), acting on column vectors.
     """
-    xp = array_namespace(rotation_6d)
+    xp = _namespace(rotation_6d)
     first = _normalise(rotation_6d[..., :3])
     second = rotation_6d[..., 3:]
     second = _normalise(second - xp.sum(first * second, axis=-1, keepdims=True) * first)
@@ -31,20 +31,29 @@ def matrix_from_6d(rotation_6d: Array) -> Array:
     return xp.stack([first, second, third], axis=-2)
 
 
+def _namespace(array: Array) -> Any:
+    """The functions of the array API for this kind of array."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np
+    from array_api_compat import array_namespace  # for torch; takes long to load
+
+    return array_namespace(array)
+
+
 def _normalise(vectors: Array) -> Array:
-    xp = array_namespace(vectors)
-    return vectors / xp.clip(xp.linalg.vector_norm(vectors, axis=-1, keepdims=True), 1e-8)
+    xp = _namespace(vectors)
+    return vectors / xp.clip(xp.linalg.vector_norm(vectors, axis=-1, keepdims=True), min=1e-8)
 
 
 def matrix_to_6d(rotation: Array) -> Array:
     """First two rows of (..., 3, 3) as (..., 6)."""
-    xp = array_namespace(rotation)
+    xp = _namespace(rotation)
     return xp.concat([rotation[..., 0, :], rotation[..., 1, :]], axis=-1)
 
 
 def matrix_from_quaternion(quaternion: Array) -> Array:
     """Rotation matrices (..., 3, 3) from quaternions (..., 4) in the order w, x, y, z; any scale but zero."""
-    xp = array_namespace(quaternion)
+    xp = _namespace(quaternion)
     q = _normalise(quaternion)
     w, x, y, z = q[..., 0], q[..., 1], q[..., 2], q[..., 3]
     rows = [
@@ -60,7 +69,7 @@ def quaternion_from_matrix(rotation: Array) -> Array:
 
     The largest of the four is found from the diagonal, the others by division by it (Shepperd, 1978).
     """
-    xp = array_namespace(rotation)
+    xp = _namespace(rotation)
     m = [[rotation[..., i, j] for j in range(3)] for i in range(3)]
     trace = m[0][0] + m[1][1] + m[2][2]
     yz, zx, xy = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]  # 4 w x, 4 w y, 4 w z
@@ -80,7 +89,7 @@ def quaternion_from_matrix(rotation: Array) -> Array:
 
 def matrix_from_vector(vector: Array) -> Array:
     """Rotation matrices (..., 3, 3) of rotation vectors (..., 3): axis times angle in radians."""
-    xp = array_namespace(vector)
+    xp = _namespace(vector)
     half = xp.linalg.vector_norm(vector, axis=-1, keepdims=True) / 2
     small = half < 1e-6
     sine = xp.where(small, 0.5 * xp.ones_like(half), xp.sin(half) / (2 * xp.where(small, xp.ones_like(half), half)))
@@ -89,7 +98,7 @@ def matrix_from_vector(vector: Array) -> Array:
 
 def rotate(rotation: Array, points: Array) -> Array:
     """Apply rotations (..., 3, 3) to points (..., P, 3)."""
-    xp = array_namespace(points)
+    xp = _namespace(points)
     return points @ xp.matrix_transpose(rotation)
 
 
@@ -122,7 +131,7 @@ def crop_from_box(box: Array, scale: float = 1.25) -> tuple[Array, Array]:
     Returns:
         center (B, 2) px and size (B,) px.
     """
-    xp = array_namespace(box)
+    xp = _namespace(box)
     center = (box[:, :2] + box[:, 2:]) / 2
     size = scale * xp.max(box[:, 2:] - box[:, :2], axis=-1)
     return center, size
@@ -161,7 +170,7 @@ def full_translation(camera: Array, center: Array, size: Array, focal: Array, pr
     Returns:
         (B, 3) metres, full-frame camera axes.
     """
-    xp = array_namespace(camera)
+    xp = _namespace(camera)
     offset = xp.linalg.vector_norm(center - principal, axis=-1)
     depth = 2 * (focal**2 + offset**2) ** 0.5 / (camera[:, 0] * size)
     position = xp.concat([camera[:, 1:], depth[:, None]], axis=-1)
@@ -175,7 +184,7 @@ def crop_camera(translation: Array, center: Array, size: Array, focal: Array, pr
         translation: (B, 3) metres, full-frame camera axes, in front of the camera.
         center, size, focal, principal: as in `full_translation`.
     """
-    xp = array_namespace(translation)
+    xp = _namespace(translation)
     turn = xp.matrix_transpose(ray_rotation(center, focal, principal))
     position = (turn @ translation[..., None])[..., 0]
     offset = xp.linalg.vector_norm(center - principal, axis=-1)
@@ -193,11 +202,11 @@ def procrustes(source: Array, target: Array) -> Array:
     Returns:
         (B, P, 3) aligned copy of `source`; never mirrored.
     """
-    xp = array_namespace(source)
+    xp = _namespace(source)
     target_mean = xp.mean(target, axis=1, keepdims=True)
     x, y = source - xp.mean(source, axis=1, keepdims=True), target - target_mean
     turned = rotate(fit_rotation(x, y), x)
-    scale = xp.sum(turned * y, axis=(1, 2)) / xp.clip(xp.sum(x * x, axis=(1, 2)), 1e-12)
+    scale = xp.sum(turned * y, axis=(1, 2)) / xp.clip(xp.sum(x * x, axis=(1, 2)), min=1e-12)
     return scale[:, None, None] * turned + target_mean
 
 
@@ -212,7 +221,7 @@ def fit_rotation(source: Array, target: Array, weight: Array | None = None) -> A
     Returns:
         (B, 3, 3), acting on column vectors: source -> target; never a mirror.
     """
-    xp = array_namespace(source, target)
+    xp = _namespace(source)
     share = xp.ones_like(target[0, :, :1]) if weight is None else weight[:, None]
     share = share / xp.sum(share)
     x = source - xp.sum(share * source, axis=1, keepdims=True)
@@ -222,7 +231,7 @@ def fit_rotation(source: Array, target: Array, weight: Array | None = None) -> A
 
 def nearest_rotation(matrix: Array) -> Array:
     """Rotations (..., 3, 3) nearest to matrices in the Frobenius norm; of a mean of rotations: their chordal mean."""
-    xp = array_namespace(matrix)
+    xp = _namespace(matrix)
     u, _, vh = xp.linalg.svd(matrix, full_matrices=False)
     sign = xp.sign(xp.linalg.det(u @ vh))
     flip = xp.stack([xp.ones_like(sign), xp.ones_like(sign), sign], axis=-1)
@@ -243,7 +252,7 @@ def ray_rotation(center: Array, focal: Array, principal: Array) -> Array:
     Returns:
         (B, 3, 3): axes of the crop's camera -> axes of the full-frame camera.
     """
-    xp = array_namespace(center)
+    xp = _namespace(center)
     ones = xp.ones_like(focal)[:, None]
     ray = _normalise(xp.concat([(center - principal) / focal[:, None], ones], axis=-1))
     x, y, z = ray[:, 0], ray[:, 1], ray[:, 2]
