@@ -13,7 +13,6 @@ from vqhps.runtime.render import (
     render_overlay,
     render_side,
     render_side_view,
-    vertex_normals,
 )
 
 FACES = tiny_mesh()[1]
@@ -163,13 +162,6 @@ def test_side_view_has_a_panel_a_person():
     assert three.shape == (200, 3 * one.shape[1], 3)
     with pytest.raises(VqhpsError, match="nobody"):
         render_side([], FACES)
-
-
-def test_normals_point_outwards():
-    vertices, faces = tiny_mesh()
-    normals = vertex_normals(vertices, faces)
-    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
-    assert (np.einsum("vc,vc->v", normals, vertices) > 0).all()
 
 
 def test_view_from_the_side_shows_depth_to_scale():

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from vqhps.errors import VqhpsError
+from vqhps.runtime.export_mesh import vertex_normals
 from vqhps.runtime.predictor import Prediction
 
 _MAX_SIDE = 1920  # px; over a larger photo the mesh is drawn at this size and enlarged
@@ -188,17 +189,6 @@ def render_row(
     return np.concatenate(panels, axis=1)
 
 
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals (V, 3) of a mesh, faces weighted by their area."""
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    face_normals = np.cross(b - a, c - a)
-    corner = faces.ravel()
-    weight = np.repeat(face_normals, 3, axis=0)
-    sums = [np.bincount(corner, weight[:, axis], minlength=len(vertices)) for axis in range(3)]
-    normals = np.stack(sums, -1)
-    return (normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
-
-
 def _turn_to_side(vertices: np.ndarray) -> np.ndarray:
     """Turn a mesh so that its old depth axis points right."""
     return np.stack([vertices[:, 2], vertices[:, 1], -vertices[:, 0]], -1)
@@ -230,7 +220,7 @@ def _draw(
     size: tuple[int, int],
     perspective: bool = False,
 ) -> np.ndarray:
-    """Draw meshes, the nearest first: (h, w, 4) uint8, colour times coverage, and coverage; edges are softened.
+    """Draw meshes, what is nearest over the rest: (h, w, 4) uint8, colour times coverage, and coverage; soft edges.
 
     Args:
         bodies: meshes (V, 3), camera axes.
