@@ -151,6 +151,7 @@ def test_evaluation_on_people_of_two_bodies(tmp_path: Path, bodies: Path, capsys
     summary = evaluate_people(model(0), 64, shards, tmp_path / "results", "3dpw-test", 1.2, bodies)
     errors = {n: v for n, v in summary.items() if n.split()[0] in ("authors", "standard", "smpl24")}
     assert len(errors) == 12 and max(errors.values()) < 1e-3
+    assert len(summary["proportions"]) == 6 and np.allclose(list(summary["proportions"].values()), 1)
     assert json.loads((tmp_path / "results" / "results.json").read_text())["data"] == "3dpw-test"
     off = evaluate_people(model(0.01), 64, shards, None, "3dpw-test", 1.2, bodies)
     assert off["authors PVE"] == pytest.approx(0.9 * 1 + 0.1 * 9, rel=0.01)  # centred on the mean, which moves by 1 mm

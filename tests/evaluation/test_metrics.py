@@ -8,11 +8,13 @@ from scipy.spatial import ConvexHull
 from scipy.spatial import procrustes as scipy_procrustes
 from scipy.spatial.transform import Rotation
 
-from vqhps.body.joints import H36M17, H36M17_TO_14
+from vqhps.body.joints import COCO17, H36M17, H36M17_TO_14
 from vqhps.evaluation.metrics import (
+    LIMBS,
     aligned_distance_mm,
     correct_keypoints,
     edge_ratios,
+    limb_lengths,
     mean_distance_mm,
     volume_litres,
 )
@@ -120,3 +122,13 @@ def test_a_torn_and_a_reversed_mesh_stand_out() -> None:
     ratios = edge_ratios(meshes, corners, faces)
     np.testing.assert_allclose(ratios[:2], [[1, 1], [1.5, 1.5]])
     assert ratios[2, 1] > 8 and ratios[2, 0] == pytest.approx(1)
+
+
+def test_limbs_are_measured_on_both_sides() -> None:
+    joints = np.zeros((2, 17, 3))
+    joints[:, COCO17.index("left_elbow"), 1] = 0.3  # from the shoulder at the origin, and to the wrist there
+    joints[1, COCO17.index("right_ankle")] = [0.3, 0.4, 0.0]
+    assert dict(zip(LIMBS, limb_lengths(joints)[0], strict=True)) == {
+        "upper arm": pytest.approx(0.15), "forearm": pytest.approx(0.15), "thigh": 0, "shin": 0,
+    }  # fmt: skip
+    assert limb_lengths(joints)[1, LIMBS.index("shin")] == pytest.approx(0.25)

@@ -7,6 +7,9 @@ from vqhps.geometry import procrustes
 
 Points = Float[np.ndarray, "B P 3"]
 
+LIMBS = ("upper arm", "forearm", "thigh", "shin")
+_LIMB_ENDS = ((5, 7), (7, 9), (11, 13), (13, 15))  # left; right is the number after
+
 
 def mean_distance_mm(predicted: Points, true: Points) -> Float[np.ndarray, "B"]:
     """Mean Euclidean distance of corresponding points in metres, in mm: MPJPE of joints, PVE of vertices."""
@@ -87,3 +90,10 @@ def volume_litres(vertices: Float[np.ndarray, "B V 3"], faces: Int[np.ndarray, "
     """Volume that meshes in metres enclose, by the divergence theorem; negative if they are turned inside out."""
     a, b, c = (vertices[:, faces[:, i]].astype(np.float64) for i in range(3))
     return 1000 * (a * np.cross(b, c)).sum((1, 2)) / 6
+
+
+def limb_lengths(joints: Float[np.ndarray, "B 17 3"]) -> Float[np.ndarray, "B 4"]:
+    """Length of each of `LIMBS`, the mean of left and right, in the unit of the joints (COCO-17)."""
+    ends = np.array(_LIMB_ENDS)
+    sides = [np.linalg.norm(joints[:, part[:, 0]] - joints[:, part[:, 1]], axis=2) for part in (ends, ends + 1)]
+    return (sides[0] + sides[1]) / 2

@@ -24,7 +24,14 @@ from vqhps.data.crops import crop_keypoints, crop_places, crop_rotations, plain_
 from vqhps.data.hard import Change
 from vqhps.data.sample import CROP_SCALE, Shards
 from vqhps.errors import VqhpsError
-from vqhps.evaluation.metrics import confidence_interval, correct_keypoints, edge_ratios, volume_litres
+from vqhps.evaluation.metrics import (
+    LIMBS,
+    confidence_interval,
+    correct_keypoints,
+    edge_ratios,
+    limb_lengths,
+    volume_litres,
+)
 from vqhps.evaluation.protocols import PROTOCOLS, mesh_errors
 from vqhps.geometry import crop_from_box, matrix_from_quaternion, project, rotate
 from vqhps.runtime.bundle import Bundle
@@ -94,8 +101,9 @@ def evaluate_people(
 
     Returns:
         The summary: means by protocol and metric, mm, PCK of the visible key points, the 95 % confidence interval of
-        each (`interval_95`), and by `bounds` how far the worst predicted and the worst true meshes are from the
-        template: see `edge_ratios` and `volume_litres`.
+        each (`interval_95`), by `bounds` how far the worst predicted and the worst true meshes are from the
+        template: see `edge_ratios` and `volume_litres`; and by `proportions` the medians over samples of limb lengths
+        and volumes over the true ones, and the correlation of volumes.
     """
     everybody = np.arange(len(shards))[:most]
     names = np.unique(shards.labels["body"])
@@ -127,12 +135,17 @@ def evaluate_people(
             shortest, longest = edge_ratios(meshes, template, faces).T
             values |= {f"{of}shortest edges": shortest, f"{of}longest edges": longest}
             values |= {f"{of}volume": volume_litres(meshes, faces)}
+            limbs = limb_lengths(regressors["coco17"] @ meshes).T
+            values |= {f"{of}{name} length": length for name, length in zip(LIMBS, limbs, strict=True)}
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     table = {name: np.concatenate(parts) for name, parts in columns.items()}
-    bodily = {n: v for n, v in table.items() if n.endswith((" edges", "volume"))}
+    bodily = {n: v for n, v in table.items() if n.endswith((" edges", "volume", " length"))}
     summary = summarise({n: v for n, v in table.items() if n not in bodily})
-    summary["bounds"] = {n: [float(v.min()), float(v.max())] for n, v in bodily.items()}
+    summary["bounds"] = {n: [float(v.min()), float(v.max())] for n, v in bodily.items() if not n.endswith(" length")}
+    whole = ("volume", *(f"{limb} length" for limb in LIMBS))
+    summary["proportions"] = {n: float(np.median(table[n] / table[f"true {n}"])) for n in whole}
+    summary["proportions"]["volume correlation"] = float(np.corrcoef(table["volume"], table["true volume"])[0, 1])
     samples = [f"{shards.paths[shards.shard[row]].name}:{shards.number[row]}" for row in everybody]
     write_results(out, data, samples, table, summary)
     return summary
