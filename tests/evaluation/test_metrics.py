@@ -13,6 +13,7 @@ from vqhps.evaluation.metrics import (
     LIMBS,
     aligned_distance_mm,
     correct_keypoints,
+    correlation,
     edge_ratios,
     limb_lengths,
     mean_distance_mm,
@@ -132,3 +133,10 @@ def test_limbs_are_measured_on_both_sides() -> None:
         "upper arm": pytest.approx(0.15), "forearm": pytest.approx(0.15), "thigh": 0, "shin": 0,
     }  # fmt: skip
     assert limb_lengths(joints)[1, LIMBS.index("shin")] == pytest.approx(0.25)
+
+
+def test_correlation() -> None:
+    a, noise = RNG.normal(50, 10, 400), RNG.normal(0, 10, 400)
+    assert correlation(a, a + noise) == pytest.approx(np.corrcoef(a, a + noise)[0, 1])
+    assert correlation(a, -a) == pytest.approx(-1)
+    assert correlation(np.full(400, 50.1), a) == 0  # a model that always gives one body

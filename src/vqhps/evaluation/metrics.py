@@ -97,3 +97,10 @@ def limb_lengths(joints: Float[np.ndarray, "B 17 3"]) -> Float[np.ndarray, "B 4"
     ends = np.array(_LIMB_ENDS)
     sides = [np.linalg.norm(joints[:, part[:, 0]] - joints[:, part[:, 1]], axis=2) for part in (ends, ends + 1)]
     return (sides[0] + sides[1]) / 2
+
+
+def correlation(a: Float[np.ndarray, "N"], b: Float[np.ndarray, "N"]) -> float:
+    """Pearson's correlation; 0 where one of them is always the same."""
+    a, b = a - a.mean(), b - b.mean()
+    spread = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / spread) if spread > 1e-9 * len(a) else 0.0

@@ -28,6 +28,7 @@ from vqhps.evaluation.metrics import (
     LIMBS,
     confidence_interval,
     correct_keypoints,
+    correlation,
     edge_ratios,
     limb_lengths,
     volume_litres,
@@ -145,7 +146,7 @@ def evaluate_people(
     summary["bounds"] = {n: [float(v.min()), float(v.max())] for n, v in bodily.items() if not n.endswith(" length")}
     whole = ("volume", *(f"{limb} length" for limb in LIMBS))
     summary["proportions"] = {n: float(np.median(table[n] / table[f"true {n}"])) for n in whole}
-    summary["proportions"]["volume correlation"] = float(np.corrcoef(table["volume"], table["true volume"])[0, 1])
+    summary["proportions"]["volume correlation"] = correlation(table["volume"], table["true volume"])
     samples = [f"{shards.paths[shards.shard[row]].name}:{shards.number[row]}" for row in everybody]
     write_results(out, data, samples, table, summary)
     return summary
