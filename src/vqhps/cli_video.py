@@ -33,8 +33,8 @@ class Video:
     """Frames a second of an image sequence; 25 by default."""
     smooth: Literal["average", "one-euro", "none"] = "average"
     """Moving average of 10 frames, the One-Euro filter (looks back only), or nothing."""
-    detect_every: int = 6
-    """Frames from one look of the person detector to the next."""
+    detect_every: int | None = None
+    """Frames from one look of the person detector to the next; by default six, or what a quarter of a second has."""
     vertices: bool = False
     """Store every mesh in clip.npz: 82 kB a person and frame."""
     tokens: bool = False

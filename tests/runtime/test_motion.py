@@ -194,6 +194,16 @@ def test_nobody_and_one_frame(bundle, tmp_path):
         run(bundle, empty, tmp_path / "bad", VideoOptions(every=0))
 
 
+@pytest.mark.parametrize(("fps", "looks"), [(1, 24), (12, 9), (24, 5), (25, 5), (60, 5)])
+def test_detector_looks_four_times_a_second_or_more(bundle, fps, looks):
+    """At every sixth frame, every third of 12 a second, or every one; and at the last."""
+    detector = PaintDetector()
+    images = [frame.image for frame in walk(24)]
+    frames = list(track_people(Predictor(bundle, detector), images, smoothing="none", fps=fps))
+    assert [list(f.people) for f in frames] == [[0]] * 24
+    assert detector.looks == looks
+
+
 def test_generator_of_the_library(bundle, clip, arrays):
     predictor = Predictor(bundle, PaintDetector())
     frames = list(track_people(predictor, open_source(str(clip)).frames(), EVERY, "none"))

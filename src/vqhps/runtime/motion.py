@@ -23,9 +23,7 @@ from vqhps.runtime.threads import in_threads, prefetch
 from vqhps.runtime.track import Track, Tracker
 from vqhps.runtime.video import Frame
 
-EVERY = 6
-"""Frames from one look of the detector to the next."""
-
+_MOST, _LONGEST = 6, 0.25  # frames and s from one look of the detector to the next, where nothing else is said
 _AHEAD = 8  # frames read ahead
 
 
@@ -59,7 +57,7 @@ class TrackedFrame:
 def track_people(
     predictor: Predictor,
     frames: Iterable[Frame] | Iterable[np.ndarray],
-    every: int = EVERY,
+    every: int | None = None,
     smoothing: Smoothing = "average",
     fps: float = 25.0,
     focal: float | None = None,
@@ -69,7 +67,7 @@ def track_people(
     Args:
         predictor: finds and recovers.
         frames: of `video.open_source`, or images (H, W, 3) uint8 RGB of one size.
-        every: frames from one look of the detector to the next.
+        every: frames from one look of the detector to the next; by default six, or what a quarter of a second has.
         smoothing: of bodies and their motion; a frame comes out some frames after it went in.
         fps: frames a second of images.
         focal: px; a guess from the size of the frames by default.
@@ -118,7 +116,7 @@ def predict_segments(
     predictor: Predictor,
     frames: Iterable[Frame],
     tracker: Tracker,
-    every: int,
+    every: int | None,
     focal: float | None,
     keep_vertices: bool,
     resumed: bool,
@@ -129,12 +127,12 @@ def predict_segments(
         predictor: finds and recovers.
         frames: in order; the first belongs to the state of the tracker where `resumed`.
         tracker: who is known so far; changed.
-        every: frames from one look of the detector to the next.
+        every: see `track_people`.
         focal: px; a guess by default.
         keep_vertices: whether the rows have `vertices`.
         resumed: whether the tracker has looked at the first frame already.
     """
-    if every < 1:
+    if every is not None and every < 1:
         raise VqhpsError(f"the detector must look every 1 frame or more, got {every}")
     if focal is not None and not (np.isfinite(focal) and focal > 0):
         raise VqhpsError(f"the focal length must be a positive number of pixels, got {focal}")
@@ -149,14 +147,14 @@ def predict_segments(
 
 
 def _segments(
-    predictor: Predictor, frames: Iterable[Frame], tracker: Tracker, every: int, resumed: bool
+    predictor: Predictor, frames: Iterable[Frame], tracker: Tracker, every: int | None, resumed: bool
 ) -> Iterator[Segment]:
     """Cut the frames at the looks of the detector."""
     buffer: list[Frame] = []
     for frame in frames:
         if not buffer and not resumed:
             _look(predictor, tracker, frame)
-        if len(buffer) == every:
+        if buffer and _due(buffer, frame, every):
             begin = tracker.seen()
             _look(predictor, tracker, frame)
             yield _segment(buffer, begin, tracker, frame.time)
@@ -170,6 +168,13 @@ def _segments(
             tracker.number_all()
             begin = tracker.seen()
         yield _segment(buffer, begin, tracker, end.time)
+
+
+def _due(since: list[Frame], frame: Frame, every: int | None) -> bool:
+    """Whether the detector has to look at a frame, after others since its last look."""
+    if every is not None:
+        return len(since) == every
+    return len(since) == _MOST or frame.time - since[0].time >= _LONGEST
 
 
 def _look(predictor: Predictor, tracker: Tracker, frame: Frame) -> None:

@@ -17,7 +17,7 @@ from vqhps.geometry import default_focal
 from vqhps.runtime.bundle import Bundle
 from vqhps.runtime.export_mesh import SCHEMA, plain, whole_file
 from vqhps.runtime.mesh_sequence import SequenceKind, write_mesh_sequence
-from vqhps.runtime.motion import EVERY, empty_rows, predict_segments
+from vqhps.runtime.motion import empty_rows, predict_segments
 from vqhps.runtime.motion_pictures import write_pictures
 from vqhps.runtime.motion_tokens import matching_tokenizer, write_motion_tokens
 from vqhps.runtime.npz_stream import video_values, write_columns
@@ -46,7 +46,7 @@ class VideoOptions:
         vertices: whether the NPZ holds the mesh of every row.
         overlay: whether to write `<stem>_overlay.mp4`.
         smoothing: of bodies and their motion.
-        every: frames from one look of the detector to the next.
+        every: frames from one look of the detector to the next; see `vqhps.runtime.motion.track_people`.
         focal: px; a guess from the size of the frames by default.
         side_by_side: whether to write `<stem>_side_by_side.mp4`: the overlay, and the scene from the side.
         sequence: whether and how to write each mesh as a file, in `<stem>_obj/` or `<stem>_ply/`.
@@ -56,7 +56,7 @@ class VideoOptions:
     vertices: bool = False
     overlay: bool = True
     smoothing: Smoothing = "average"
-    every: int = EVERY
+    every: int | None = None
     focal: float | None = None
     side_by_side: bool = False
     sequence: SequenceKind | None = None
