@@ -32,7 +32,7 @@ class Video:
     fps: float | None = None
     """Frames a second of an image sequence; 25 by default."""
     smooth: Literal["average", "one-euro", "none"] = "average"
-    """Moving average of 10 frames, the One-Euro filter (looks back only), or nothing."""
+    """Moving average of 10 frames (at most half a second), the One-Euro filter (looks back only), or nothing."""
     detect_every: int | None = None
     """Frames from one look of the person detector to the next; by default six, or what a quarter of a second has."""
     vertices: bool = False

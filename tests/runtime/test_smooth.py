@@ -47,6 +47,15 @@ def test_moving_average_has_ten_frames_and_no_lag():
     assert np.allclose(smoothed, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("fps", "reach"), [(1, 0), (4, 1), (12, 3), (20, 5)])
+def test_moving_average_of_few_frames_a_second_has_half_a_second(fps, reach):
+    positions = np.zeros(41)
+    positions[20] = 1
+    smoothed = run("average", table(range(41), positions, fps=fps))["translation"][:, 0]
+    assert np.flatnonzero(smoothed > 1e-6).tolist() == list(range(20 - reach, 21 + reach))
+    assert smoothed.sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_straight_motion_and_even_turns_stay_as_they_are_to_the_ends():
     frames = np.arange(40)
     original = table(frames, frames * 0.03, frames * 0.2)  # more than a whole turn

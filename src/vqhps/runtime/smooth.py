@@ -20,6 +20,8 @@ Smoothing = Literal["average", "one-euro", "none"]
 WINDOW = 10
 """Frames of the moving average (Fiche et al., ECCV 2024); nothing is carried over a longer gap."""
 
+_FARTHEST = 0.251  # s: frames farther away, in videos of few frames a second, do not count
+
 _MIN_CUTOFF, _SPEED_CUTOFF = 1.5, 1.0  # Hz: Casiez et al., CHI 2012
 _BETA, _BETA_TURN = 5.0, 1.0  # Hz per m/s, Hz per rad/s
 
@@ -98,9 +100,9 @@ def _averaged(table: Table, start: int, stop: int) -> Table:
     spaces = body_space(table.rows)
     for person in np.unique(rows["person"]):
         mine = np.flatnonzero(table.rows["person"] == person)
-        frames = table.rows["frame"][mine]
+        frames, times = table.rows["frame"][mine], table.rows["time"][mine]
         for row in np.flatnonzero(rows["person"] == person):
-            near, weights = _window(frames, int(rows["frame"][row]))
+            near, weights = _window(frames, times, int(np.searchsorted(frames, rows["frame"][row])))
             chosen = mine[near]
             mixed = {name: np.tensordot(weights, column[chosen], 1) for name, column in spaces.items()}
             mixed["rotation"] = nearest_rotation(mixed["rotation"])  # the chordal mean (Moakher, SIAM J. 2002)
@@ -108,10 +110,12 @@ def _averaged(table: Table, start: int, stop: int) -> Table:
     return Table(result.start, result.times, rows)
 
 
-def _window(frames: np.ndarray, frame: int) -> tuple[slice, np.ndarray]:
-    """Rows around a frame and their weights: as many frames before as after, so that nothing lags at the ends."""
-    half = WINDOW // 2
-    low, high = np.searchsorted(frames, [frame - half, frame + half + 1])
+def _window(frames: np.ndarray, times: np.ndarray, at: int) -> tuple[slice, np.ndarray]:
+    """Rows around one of a person and their weights: as many frames before as after, so that nothing lags at the
+    ends."""
+    half, frame, time = WINDOW // 2, int(frames[at]), times[at]
+    low = max(np.searchsorted(frames, frame - half), np.searchsorted(times, time - _FARTHEST))
+    high = min(np.searchsorted(frames, frame + half + 1), np.searchsorted(times, time + _FARTHEST))
     reach = min(half, frame - int(frames[low]), int(frames[high - 1]) - frame)
     low, high = np.searchsorted(frames, [frame - reach, frame + reach + 1])
     weights = np.where(np.abs(frames[low:high] - frame) == half, 0.5, 1.0)  # an even window: its ends count half
