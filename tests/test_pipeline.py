@@ -21,9 +21,10 @@ from vqhps.cli import main
 from vqhps.data.lifting import FoundErrors
 from vqhps.data.mocap import _CMU_REST, load_poses
 from vqhps.data.sample import Shards
+from vqhps.errors import VqhpsError
 from vqhps.evaluation.run import bundle_model, evaluate_people
 from vqhps.export import ExportConfig, export_bundle
-from vqhps.models.vqhps import VQHPS, VQHPSConfig
+from vqhps.models.vqhps import VQHPS, VQHPSConfig, VQHPSLossConfig
 from vqhps.runtime.bundle import Bundle
 from vqhps.tokenizer.mesh_vqvae import MeshVQVAE, MeshVQVAEConfig
 from vqhps.training import TokenizerTrainingConfig, train_tokenizer
@@ -143,8 +144,8 @@ def test_the_way_of_the_shipped_recipe(work, tokenizer, monkeypatch):
     monkeypatch.setattr(training_image, "blazepose_models", lambda: (None, None))
     monkeypatch.setattr(training_guess, "load_poses", functools.partial(load_poses, sources=("cmu",)))
     model = VQHPSConfig(
-        backbone="blazepose", frozen_stages=3, sources=("image", "keypoints"), hints=0.2, first_guess=True, dim=32,
-        heads=2, hidden=32,
+        backbone="blazepose", frozen_stages=3, sources=("image", "keypoints"), hints=0.2, first_guess=True, build=6,
+        dim=32, heads=2, hidden=32, loss=VQHPSLossConfig(edges=40.0),
     )  # fmt: skip
     config = dataclasses.replace(
         image_config(work / "shards", tokenizer, work / "shipped"), model=model, image_size=256, final_image_size=256,
@@ -157,6 +158,10 @@ def test_the_way_of_the_shipped_recipe(work, tokenizer, monkeypatch):
     after = load_checkpoint(train_image_model(config), "vqhps")
     assert seen == [4, 4]  # each step of the guess's second training saw other bodies with found errors
     assert after.token_head.scores.weight.abs().max() > 0
+    assert after.build.linear.weight.abs().max() > 0 and after.guess.build_in.weight.abs().max() > 0
+    with pytest.raises(VqhpsError, match="build is 10, the people have 6 shape parameters"):
+        out = str(work / "other")
+        train_image_model(dataclasses.replace(config, model=dataclasses.replace(model, build=10), out=out))
     assert json.loads((work / "shipped" / "log.jsonl").read_text())["pve_argmax_mm"] > 0
 
 

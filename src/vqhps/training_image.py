@@ -287,12 +287,14 @@ def _kept_batches(
     seen = shards.paths[: shards.shard[(config.pool or len(shards)) - 1] + 1]
     store = store_features(seen, run_trunk, *settings)
     rows = np.flatnonzero(np.isin(store.sample, chosen))
-    bodies = bodies_to_lift(model, config, store, rows, tokens)
+    shape = parameters.shape[store.sample[rows]]
+    bodies = bodies_to_lift(model, config, store, rows, tokens, shape)
     if config.lifting_steps and start == 0:
         train_guess(model, config, lambda step: [told(model, bodies(step))], config.lifting_steps)
     for step in range(start, config.steps):
         if config.guess_steps and step == int(config.transformer_from * config.steps):
-            train_guess(model, config, seen_and_lifted(model, config, store, rows, tokens, bodies), config.guess_steps)
+            draw = seen_and_lifted(model, config, store, rows, tokens, bodies, shape)
+            train_guess(model, config, draw, config.guess_steps)
         positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
         epochs, places = np.divmod(positions, len(rows))
         orders = {e: np.random.default_rng((config.seed, int(e))).permutation(rows) for e in np.unique(epochs)}

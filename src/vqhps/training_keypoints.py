@@ -110,7 +110,7 @@ def _loss(model: VQHPS, batch: dict[str, Tensor], mesh: float) -> Float[Tensor, 
     first, second = (keypoint_loss(found, *truth) for found in (seen.first, seen.keypoints))
     loss = second + 0.5 * first + _HEAT * heat_loss(seen.heat, *truth[:2])
     if mesh:
-        guess = model.lift(with_confidence(seen.keypoints), seen.vector)
+        guess = model.lift(with_confidence(seen.keypoints), seen.vector, model.build_of(seen))
         losses = model.loss(guess, {**batch, "canonical_vertices": canonical})
         loss = loss + mesh * torch.stack([*losses.values()]).sum()
     return loss

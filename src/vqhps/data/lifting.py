@@ -45,12 +45,14 @@ class LiftingStream:
         tokenizer: for the target tokens.
         augment: how the crop varies.
         mixing: share of bodies whose limbs come from several poses.
+        shapes: shape parameters to draw from; by default Anny's own distribution of adults.
     """
 
     bank: PoseBank
     tokenizer: MeshVQVAE
     augment: AugmentConfig = AugmentConfig()
     mixing: float = 0.5
+    shapes: Float[np.ndarray, "N S"] | None = None
 
     @cached_property
     def body(self) -> AnnyBody:
@@ -59,11 +61,12 @@ class LiftingStream:
 
     @cached_property
     def _shapes(self) -> Float[np.ndarray, "N S"]:
-        return self.body.sample_shape(_SHAPES, np.random.default_rng(3))
+        return self.body.sample_shape(_SHAPES, np.random.default_rng(3)) if self.shapes is None else self.shapes
 
     @torch.no_grad()
     def batch(self, count: int, seed: tuple[int, ...]) -> dict[str, Tensor]:
-        """`indices` (B,T), `rotation` (B,3,3), `keypoints2d` (B,17,2), `keypoints_weight` (B,17), `has_mesh` (B,).
+        """`indices` (B,T), `rotation` (B,3,3), `keypoints2d` (B,17,2), `keypoints_weight` (B,17), `has_mesh` (B,), and
+        which of the shapes each has, `drawn` (B,).
 
         Args:
             count: bodies; now and then a few less come, where too many drawn ones were out of view.
@@ -72,8 +75,8 @@ class LiftingStream:
         rng = np.random.default_rng(seed)
         spare = int(np.ceil(_SPARE * count))
         pose, world = self._poses(spare, rng)
-        shape = torch.from_numpy(self._shapes[rng.integers(_SHAPES, size=spare)])
-        vertices = self.body.forward(torch.from_numpy(pose), shape)
+        drawn = rng.integers(len(self._shapes), size=spare)
+        vertices = self.body.forward(torch.from_numpy(pose), torch.from_numpy(self._shapes[drawn]))
         joints = (torch.from_numpy(self.body.joint_regressors["coco17"]) @ vertices).numpy()
         rows: list[int] = []
         rotations, keypoints = [], []
@@ -90,6 +93,7 @@ class LiftingStream:
             "keypoints2d": torch.from_numpy(points),
             "keypoints_weight": torch.from_numpy((np.abs(points).max(2) < FAR).astype(np.float32)),
             "has_mesh": torch.ones(len(rows)),
+            "drawn": torch.from_numpy(drawn[rows]),
         }
 
     def _poses(

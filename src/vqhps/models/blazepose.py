@@ -125,6 +125,7 @@ class Seen(NamedTuple):
             hips in metres; those of a backbone that finds some. So for the rest.
         first: the same before the second look.
         heat: logits of where each lies, on a grid of square cells over the crop.
+        trunk: map at stride 16.
     """
 
     features: Float[Tensor, "B C h w"]
@@ -132,6 +133,7 @@ class Seen(NamedTuple):
     keypoints: Float[Tensor, "B 17 4"] | None = None
     first: Float[Tensor, "B 17 4"] | None = None
     heat: Float[Tensor, "B 17 H W"] | None = None
+    trunk: Float[Tensor, "B 88 16 16"] | None = None
 
 
 class HeatMaps(nn.Module):
@@ -208,7 +210,7 @@ class BlazePose(nn.Module):
     """Images to a feature map at stride 32, a vector from which BlazePose reads its landmarks linearly, and key
     points."""
 
-    channels, pooled_channels = 288, 4 * 288
+    channels, pooled_channels, trunk_channels = 288, 4 * 288, 88
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +236,7 @@ class BlazePose(nn.Module):
         vector = self.head(features).flatten(1)
         first = self.first_look(vector)
         keypoints, heat = self.heat(x, features, vector, first.detach())
-        return Seen(features, vector, keypoints, first, heat)
+        return Seen(features, vector, keypoints, first, heat, x)
 
     def first_look(self, vector: Float[Tensor, "B P"]) -> Float[Tensor, "B 17 4"]:
         """COCO-17 as `Seen` has them, as BlazePose itself reads them from the vector (depths in metres once trained

@@ -2,7 +2,7 @@
 scores of codes by their distance from such a place."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,13 +22,16 @@ class FirstGuess(nn.Module):
         keypoints: whether there are key points.
         codes: of each token.
         dropout: on the vector.
+        build: number of shape parameters that are shown to it; 0 for none.
     """
 
     codes: Float[Tensor, "T K D"]
     middle: Float[Tensor, "T D"]
     deviation: Float[Tensor, "T D"]
 
-    def __init__(self, channels: int, keypoints: bool, codes: Float[Tensor, "T K D"], dropout: float) -> None:
+    def __init__(
+        self, channels: int, keypoints: bool, codes: Float[Tensor, "T K D"], dropout: float, build: int = 0
+    ) -> None:
         super().__init__()
         self.register_buffer("codes", codes.clone())
         self.register_buffer("middle", codes.mean(1))
@@ -38,6 +41,9 @@ class FirstGuess(nn.Module):
             nn.init.zeros_(self.vector_in[-1].weight)  # type: ignore[arg-type]  # key points first, see `lift`
         if keypoints:
             self.keypoint_in = nn.Linear(4 * len(COCO17), 1024)
+        if build:
+            self.build_in = nn.Linear(build, self.middle.numel(), bias=False)
+            nn.init.zeros_(self.build_in.weight)
         self.layers = nn.Sequential(Residual(1024), Residual(1024), nn.LayerNorm(1024))
         self.latents = nn.Linear(1024, self.middle.numel())
         self.sharpness = nn.Parameter(torch.zeros_like(self.middle))
@@ -47,9 +53,17 @@ class FirstGuess(nn.Module):
             layer.bias.data = torch.tensor(bias).expand(layer.out_features).clone()
 
     def forward(
-        self, vector: Float[Tensor, "B C"] | None, keypoints: Float[Tensor, "B 17 4"] | None
+        self,
+        vector: Float[Tensor, "B C"] | None,
+        keypoints: Float[Tensor, "B 17 4"] | None,
+        build: Float[Tensor, "B S"] | None = None,
     ) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
-        """Logits of the codes by their distance from the guess, 6D rotation and camera; in float32."""
+        """Logits of the codes by their distance from the guess, 6D rotation and camera; in float32.
+
+        Args:
+            vector, keypoints: see above.
+            build: shape parameters less those of the average body, which is what it takes for granted without.
+        """
         parts = [] if vector is None else [self.vector_in(vector)]
         if keypoints is not None:
             place, sure, depth = keypoints.split((2, 1, 1), 2)
@@ -57,9 +71,25 @@ class FirstGuess(nn.Module):
         x = self.layers(sum(parts))
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            place = self.latents(x).view(-1, *self.middle.shape)
+            place = self.latents(x)
+            if build is not None:
+                place = place + self.build_in(build)
+            place = place.view(-1, *self.middle.shape)
             logits = by_distance(place, self.codes - self.middle[:, None], self.deviation, self.sharpness)
             return logits, self.rotation(x), self.camera(x)
+
+    @torch.no_grad()
+    def fit_build(self, indices: Int[Tensor, "N T"], shape: Float[Tensor, "N S"]) -> None:
+        """What shape parameters do to the tokens of bodies in all kinds of poses, by least squares.
+
+        Args:
+            indices: tokens of some bodies.
+            shape: their shape parameters.
+        """
+        latents = self.codes[torch.arange(len(self.codes), device=indices.device), indices]
+        place = ((latents - self.middle) / (3 * self.deviation)).flatten(1)
+        place, shape = place - place.mean(0), shape - shape.mean(0)
+        self.build_in.weight.copy_(torch.linalg.lstsq(shape, place).solution.T)
 
 
 class DistanceScores(nn.Module):

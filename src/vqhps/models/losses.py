@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vqhps.geometry import rotate
@@ -35,6 +36,14 @@ def over_known(terms: Mapping[str, Float[Tensor, "B"]], known: Float[Tensor, "B"
     return {name: (value * known).sum() / known.sum().clamp(min=1) for name, value in terms.items()}
 
 
+def edge_error(
+    vertices: Float[Tensor, "B V 3"], truth: Float[Tensor, "B V 3"], edges: Int[Tensor, "E 2"]
+) -> Float[Tensor, "B"]:
+    """L1 of the lengths of edges, metres, one value a sample; it does not matter how the meshes are turned or posed."""
+    ours, theirs = ((x[:, edges[:, 0]] - x[:, edges[:, 1]]).norm(dim=2) for x in (vertices, truth))
+    return (ours - theirs).abs().mean(1)
+
+
 def keypoint_error(keypoints: Float[Tensor, "B 17 2"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     """L1 of the known key points in crop coordinates."""
     known = batch["keypoints_weight"]
@@ -45,3 +54,15 @@ def keypoint_error(keypoints: Float[Tensor, "B 17 2"], batch: Mapping[str, Tenso
 def weighted(losses: Mapping[str, Float[Tensor, ""]], weights: Any) -> dict[str, Float[Tensor, ""]]:
     """Losses times their weights of the same name; those of weight zero are left out."""
     return {name: value * getattr(weights, name) for name, value in losses.items() if getattr(weights, name) > 0}
+
+
+def neighbour_targets(codebook: Float[Tensor, "G K D"], sigma: float) -> Float[Tensor, "G K K"]:
+    """Soft targets for each code: a normal density over the codes by their distance.
+
+    Args:
+        codebook: codes.
+        sigma: width, as a share of the root mean square distance of a book's codes from their mean.
+    """
+    spread = (codebook - codebook.mean(1, keepdim=True)).square().sum(2).mean(1)
+    squared = torch.cdist(codebook, codebook).square()
+    return (-squared / (2 * sigma**2 * spread[:, None, None])).softmax(2)

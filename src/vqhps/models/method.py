@@ -29,6 +29,7 @@ class Tokenizer(Protocol):
     book_of_token: Int[Tensor, "T"]
     depth: int
     template: Float[Tensor, "Vc 3"]
+    edges: Int[Tensor, "E 2"]
 
     def regressor(self, name: str) -> Float[Tensor, "J Vc"]: ...
     def encode(self, vertices: Float[Tensor, "B Vc 3"]) -> Int[Tensor, "B T"]: ...

@@ -15,9 +15,9 @@ from vqhps.body.joints import COCO17
 from vqhps.errors import VqhpsError
 from vqhps.geometry import matrix_from_6d, project, rotate
 from vqhps.models.backbones import create_backbone
+from vqhps.models.blazepose import BlazePose, Seen
+from vqhps.models.build import Build, samples
 from vqhps.models.first_guess import (
-    MEAN_CAMERA,
-    MEAN_ROTATION_6D,
     DistanceScores,
     FirstGuess,
     disturbed,
@@ -26,9 +26,10 @@ from vqhps.models.first_guess import (
     keypoint_loss,
     with_confidence,
 )
-from vqhps.models.losses import keypoint_error, mesh_terms, over_known, weighted
+from vqhps.models.losses import edge_error, keypoint_error, mesh_terms, neighbour_targets, over_known, weighted
 from vqhps.models.method import Method, MethodConfig
 from vqhps.models.output import Output
+from vqhps.models.pose_head import PoseHead
 from vqhps.models.refinement import Refinement
 from vqhps.models.transformer import CausalHead, DecoderLayer, EncoderLayer, grid_positions, sine_positions
 
@@ -46,6 +47,7 @@ class VQHPSLossConfig:
         reprojection: L1 of the visible joints in crop coordinates.
         vertices: L1 of canonical vertices, metres.
         joints: L1 of joints in camera axes, metres.
+        edges: L1 of the lengths of the mesh's edges, metres: the mean of poses in doubt has shorter limbs than each.
         keypoints: of the backbone's own key points, if it finds some: L1 in crop coordinates, and cross-entropy of
             being inside of the crop.
         label_sigma: width of the soft targets around the true code, as a share of the spread of the token's codes; 0
@@ -59,6 +61,7 @@ class VQHPSLossConfig:
     reprojection: float = 1.0
     vertices: float = 10.0
     joints: float = 10.0
+    edges: float = 0.0
     keypoints: float = 1.0
     label_sigma: float = 0.1
     decode: Decode = "expected"
@@ -75,6 +78,8 @@ class VQHPSConfig(MethodConfig):
         hints: share of training samples that are shown the true key points, disturbed, in place of found ones.
         first_guess: let a multilayer perceptron on the backbone's vector and the key points place each token among its
             codes first; the transformer's scores are added. It gives rotation and camera as well.
+        build: number of the body's shape parameters that are read from the image and shown to the first guess
+            (`vqhps.models.build`; `blazepose` only); 0 for none.
         dim, heads, hidden: width, attention heads and feed-forward width of the transformer.
         dropout: in the transformer and between the layers of the rotation and camera head.
         head_attention: of the block that scores the codes: causal, from token to token, or `self`, each token to itself
@@ -92,6 +97,7 @@ class VQHPSConfig(MethodConfig):
     sources: tuple[Source, ...] = ("image",)
     hints: float = 0.0
     first_guess: bool = False
+    build: int = 0
     dim: int = 512
     heads: int = 8
     hidden: int = 1024
@@ -158,14 +164,18 @@ class VQHPS(Method):
             self.token_head.scores = DistanceScores(dim, codes)
         if config.first_guess:
             channels = self.backbone.pooled_channels if "image" in config.sources else 0
-            self.guess = FirstGuess(channels, "keypoints" in config.sources, codes, dropout)
+            self.guess = FirstGuess(channels, "keypoints" in config.sources, codes, dropout, config.build)
             if config.scores == "distance":
                 raise VqhpsError("scores by distance are what first_guess gives already: leave out one of them")
             nn.init.zeros_(self.token_head.scores.weight)  # type: ignore[arg-type]  # the transformer corrects the guess
         else:
             self.pose_head = PoseHead(pooled, dropout, config.head_activation)
-        if config.refine and not (self.looks and self.backbone.finds_keypoints):
+        finds = self.looks and self.backbone.finds_keypoints
+        if config.refine and not finds:
             raise VqhpsError("refine needs a backbone that finds key points: blazepose")
+        if config.build and not (finds and config.first_guess):
+            raise VqhpsError("build needs first_guess and a backbone that finds key points: blazepose")
+        self.build = Build(BlazePose.trunk_channels, config.build) if config.build else None
         self.refinement = Refinement(self.tokenizer) if config.refine else None
         self.register_load_state_dict_post_hook(_read_tokenizer)
 
@@ -253,15 +263,18 @@ class VQHPS(Method):
         trunk: Float[Tensor, "B Ct h w"] | None = None,
     ) -> Encoded:
         """What the networks say of crops; see `forward` for the arguments."""
-        vector, found, features = None, None, None
+        vector, found, features, build = None, None, None, None
         if self.looks:
             if image is not None and self.config.mirror and not self.training and self.backbone.finds_keypoints:
                 seen = self.backbone(torch.cat([image, image.flip(3)]))  # together: faster
                 features, vector = (x[: image.shape[0]] for x in (seen.features, seen.vector))
                 found = either_way(seen.keypoints[: image.shape[0]], seen.keypoints[image.shape[0] :])
+                build = self.build_of(seen)
+                build = None if build is None else (build[: image.shape[0]] + build[image.shape[0] :]) / 2
             else:
                 seen = self.backbone(image) if trunk is None else self.backbone.from_trunk(trunk)
                 features, vector, found = seen.features, seen.vector, seen.keypoints
+                build = self.build_of(seen)
             if self.backbone_rotation is not None:
                 vector = self.backbone_rotation(image).vector
         features, vector = (features, vector) if "image" in self.config.sources else (None, None)
@@ -270,7 +283,7 @@ class VQHPS(Method):
             logits, pooled = self._transform(features, shown)
             rotation_6d, camera = self.pose_head(torch.cat([x for x in (vector, pooled) if x is not None], 1))
             return Encoded(logits, rotation_6d, camera, found)
-        logits, rotation_6d, camera = self.guess(vector, shown)
+        logits, rotation_6d, camera = self.guess(vector, shown, build)
         if not self.guess_only:
             logits = logits + self._transform(features, shown)[0]
         return Encoded(logits, rotation_6d, camera, found)
@@ -299,9 +312,25 @@ class VQHPS(Method):
         decoded = self.decoder_norm(self.decoder(queries, memory, sine, hidden))
         return self.token_head(decoded), pooled
 
-    def lift(self, keypoints: Float[Tensor, "B J 4"], vector: Float[Tensor, "B P"] | None = None) -> Output:
-        """What the first guess alone makes of key points, as `forward` takes them, and, if it reads it, `vector`."""
-        logits, rotation_6d, camera = self.guess(vector if "image" in self.config.sources else None, keypoints)
+    @torch.no_grad()
+    def build_of(self, seen: Seen) -> Float[Tensor, "B S"] | None:
+        """Shape parameters less those of the average body, if they are read from the image; nothing learns from them
+        but by `Build.fit`."""
+        if self.build is None:
+            return None
+        assert seen.trunk is not None and seen.keypoints is not None
+        return self.build(samples(seen.trunk, seen.keypoints))
+
+    def lift(
+        self,
+        keypoints: Float[Tensor, "B J 4"],
+        vector: Float[Tensor, "B P"] | None = None,
+        build: Float[Tensor, "B S"] | None = None,
+    ) -> Output:
+        """What the first guess alone makes of key points, as `forward` takes them, and, if it reads them, of the
+        backbone's `vector` and of `build_of` what it sees."""
+        vector = vector if "image" in self.config.sources else None
+        logits, rotation_6d, camera = self.guess(vector, keypoints, build)
         return self.output(Encoded(logits, rotation_6d, camera, None), self.config.loss.decode, full=False)
 
     def _shown(self, keypoints: Float[Tensor, "B J 4"] | None, found: Tensor | None) -> Float[Tensor, "B J 4"]:
@@ -329,6 +358,8 @@ class VQHPS(Method):
         assert logits is not None
         regressor, has = self.tokenizer.regressor("coco17"), batch["has_mesh"]
         terms = {"tokens": self.token_loss(logits, batch), **mesh_terms(output, batch, regressor)}
+        if self.config.loss.edges:
+            terms["edges"] = edge_error(output.vertices, batch["canonical_vertices"], self._edges)
         losses = over_known(terms, has)
         if output.keypoints is not None:
             joints = regressor @ rotate(batch["rotation"], batch["canonical_vertices"])
@@ -337,6 +368,10 @@ class VQHPS(Method):
             )
         losses["reprojection"] = keypoint_error(project(output.joints, output.camera), batch)
         return weighted(losses, self.config.loss)
+
+    @functools.cached_property
+    def _edges(self) -> Int[Tensor, "E 2"]:
+        return self.tokenizer.edges
 
     @functools.cached_property
     def _soft_targets(self) -> Float[Tensor, "G K K"]:
@@ -355,46 +390,3 @@ def _read_tokenizer(model: VQHPS, _: object) -> None:
     """The weights of the tokenizer are others now."""
     if model.refinement is not None:
         model.refinement.read(model.tokenizer)
-
-
-class PoseHead(nn.Module):
-    """Rotation and camera from pooled features and initial joints.
-
-    Args:
-        channels: of the pooled features.
-        dropout: after each hidden layer.
-        activation: `relu`, or `none` as published.
-    """
-
-    initial_joints: Float[Tensor, "17 3"]
-
-    def __init__(self, channels: int, dropout: float, activation: str) -> None:
-        super().__init__()
-        # Constant input of the published network (the T-pose); only its weights need it.
-        self.register_buffer("initial_joints", torch.zeros(17, 3))
-        self.fc1, self.fc2 = nn.Linear(channels + 51, 1024), nn.Linear(1024, 1024)
-        self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        self.rotation, self.camera = nn.Linear(1024, 6), nn.Linear(1024, 3)
-        for layer, bias in ((self.rotation, MEAN_ROTATION_6D), (self.camera, MEAN_CAMERA)):
-            nn.init.normal_(layer.weight, std=0.002)
-            layer.bias.data = torch.tensor(bias)
-
-    def forward(self, pooled: Float[Tensor, "B C"]) -> tuple[Float[Tensor, "B 6"], Float[Tensor, "B 3"]]:
-        """6D rotation and `(s, tx, ty)`."""
-        joints = self.initial_joints.flatten().to(pooled.dtype).expand(pooled.shape[0], -1)
-        x = self.dropout(self.activation(self.fc1(torch.cat([pooled, joints], 1))))
-        x = self.dropout(self.activation(self.fc2(x)))
-        return self.rotation(x), self.camera(x)
-
-
-def neighbour_targets(codebook: Float[Tensor, "G K D"], sigma: float) -> Float[Tensor, "G K K"]:
-    """Soft targets for each code: a normal density over the codes by their distance.
-
-    Args:
-        codebook: codes.
-        sigma: width, as a share of the root mean square distance of a book's codes from their mean.
-    """
-    spread = (codebook - codebook.mean(1, keepdim=True)).square().sum(2).mean(1)
-    squared = torch.cdist(codebook, codebook).square()
-    return (-squared / (2 * sigma**2 * spread[:, None, None])).softmax(2)

@@ -114,6 +114,15 @@ class MeshVQVAE(nn.Module):
         return self.mesh.get_buffer("template")
 
     @property
+    def edges(self) -> Int[Tensor, "E 2"]:
+        """Pairs of neighbours of the coarse mesh: those that belong to corners of one face of the full mesh, where a
+        corner belongs to the coarse vertex that it takes most from."""
+        indices, weights = (self.mesh.get_buffer(f"upsample_{name}") for name in ("indices", "weights"))
+        corners = indices.gather(1, weights.argmax(1, keepdim=True))[:, 0][self.mesh.get_buffer("faces")]
+        pairs = torch.cat([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]]).sort(1).values.unique(dim=0)
+        return pairs[pairs[:, 0] < pairs[:, 1]]
+
+    @property
     def num_codes(self) -> int:
         """K, size of a codebook."""
         return self.config.num_codes
