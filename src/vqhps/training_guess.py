@@ -127,9 +127,9 @@ def _fit_build(
     if shape.shape[1] != model.config.build:
         raise VqhpsError(f"build is {model.config.build}, the people have {shape.shape[1]} shape parameters")
     device = model.guess.codes.device
-    looks, shape = looks.to(device), shape.to(device)
-    model.build.fit(looks, shape)
-    model.guess.fit_build(labels["indices"].to(device), shape)
+    known, looks = labels["has_mesh"] > 0, looks.to(device)
+    model.build.fit(looks[known.to(device)], shape[known].to(device))
+    model.guess.fit_build(labels["indices"][known].to(device), shape[known].to(device))
     return torch.cat([model.build(part) for part in looks.split(4096)])
 
 
