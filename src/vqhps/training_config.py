@@ -76,7 +76,8 @@ class ImageTrainingConfig:
         transformer_from: share of the steps before which the first guess is trained without the transformer, which
             takes half of the time of a step.
         guess_steps: when the transformer joins, first train the guess alone on what the backbone makes of the kept
-            views, computed once, and, given `motion`, as much on other bodies with the errors it makes there.
+            views, computed once, and, given `motion`, as much on other bodies with the errors it makes there. How
+            builds are read from the image (`build`) is fitted right before.
         workers: processes that prepare crops.
         threads: of the training process; 0 for all.
         seed: of everything random.
