@@ -16,6 +16,7 @@ from vqhps.models.first_guess import FirstGuess
 from vqhps.models.losses import edge_error
 from vqhps.models.vqhps import VQHPS, VQHPSConfig
 from vqhps.runtime.download import blazepose_models
+from vqhps.training_guess import _fit_build
 
 CONFIG = VQHPSConfig(
     backbone="blazepose", sources=("image", "keypoints"), first_guess=True, build=3, dim=32, heads=4, hidden=64,
@@ -91,6 +92,21 @@ def moved_places(model: VQHPS, one: object, other: object) -> torch.Tensor:
     change, codes = change - change.mean(2, keepdim=True), codes - codes.mean(1, keepdim=True)
     near = torch.linalg.lstsq(codes.expand(1, -1, -1, -1), change[..., None]).solution[..., 0]
     return near * guess.deviation.square() / (2 * 4 * guess.sharpness.exp() * 3 * guess.deviation)
+
+
+def test_people_without_a_mesh_do_not_teach_builds() -> None:
+    """Their shape parameters are not known, whatever stands there."""
+    torch.manual_seed(0)
+    looks, shape, indices = torch.randn(64, 31, 88), torch.rand(64, 3), torch.randint(0, 16, (64, 6))
+    labels = {"indices": indices, "has_mesh": (torch.arange(64) < 40).float()}
+    wrong = torch.where(labels["has_mesh"][:, None] > 0, shape, 100.0)
+    told = []
+    for given in (shape, wrong):
+        model = VQHPS(CONFIG, tiny_tokenizer())
+        told.append((_fit_build(model, looks, given, labels), model.guess.build_in.weight.detach()))
+    for one, other in zip(*told, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other)
 
 
 def test_build_needs_key_points_of_its_own() -> None:
